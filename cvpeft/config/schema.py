@@ -44,11 +44,15 @@ class Render(Section):
 
 
 class Data(Section):
-    root: Path | None = Field(None, description="folder that the json files are relative to; empty: the config file's folder")
+    root: Path | None = Field(
+        None, description="folder that the json files are relative to; empty: the config file's folder"
+    )
     train: tuple[Path, ...] = Field((), description="COCO json files to train on; one per city, say")
     val: tuple[Path, ...] = Field((), description="COCO json files that choose the best epoch")
     test: tuple[Path, ...] = Field((), description="COCO json files that are scored once, at the end")
-    classes: tuple[str, ...] = Field((), description="class names in order; empty: the first train json's, by category id")
+    classes: tuple[str, ...] = Field(
+        (), description="class names in order; empty: the first train json's, by category id"
+    )
     size: Size = Field((416, 640), description="height and width of the network input; images are letterboxed into it")
     augment: str | tuple[str | dict[str, dict[str, Any]], ...] = Field(
         "road", description="road, flip, none, or a list of albumentations names with their settings"
@@ -59,9 +63,15 @@ class Data(Section):
 
 class Backbone(Section):
     name: str = Field("deit_tiny_patch16_224", description="timm model name: plain ViT, DINOv3/EVA, ConvNeXt, Swin")
-    weights: Literal["timm", "none"] | Path = Field("timm", description="timm (the hub or its cache), none, or a .safetensors file")
-    window: Count = Field(0, description="side in tokens of ViTDet's attention windows (plain ViT only); 0: global attention")
-    global_blocks: tuple[int, ...] = Field((), description="blocks that stay global; empty: every fourth part's last block")
+    weights: Literal["timm", "none"] | Path = Field(
+        "timm", description="timm (the hub or its cache), none, or a .safetensors file"
+    )
+    window: Count = Field(
+        0, description="side in tokens of ViTDet's attention windows (plain ViT only); 0: global attention"
+    )
+    global_blocks: tuple[int, ...] = Field(
+        (), description="blocks that stay global; empty: every fourth part's last block"
+    )
     neck_width: PositiveInt = Field(128, description="channels of every pyramid level")
     drop_path: Fraction = Field(0.0, description="stochastic depth; full fine-tuning only, frozen blocks never drop")
 
@@ -70,8 +80,12 @@ class Method(Section):
     """One entry of peft.methods: `- lora` or `- lora: {rank: 8}`."""
 
     name: str
-    targets: tuple[str, ...] = Field((), description="patterns of module paths, matched from the right; empty: the method's own")
-    settings: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the method, checked by its signature")
+    targets: tuple[str, ...] = Field(
+        (), description="patterns of module paths, matched from the right; empty: the method's own"
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the method, checked by its signature"
+    )
 
 
 class Peft(Section):
@@ -82,11 +96,11 @@ class Peft(Section):
 class Detector(Section):
     head: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
     anchor_sizes: tuple[PositiveFloat, ...] = Field(
-        (16, 32, 64, 128), description="anchor side in input pixels, one for each pyramid level, finest first"
+        (), description="anchor side in input pixels, one for each pyramid level, finest first; empty: 4 x the stride"
     )
     aspect_ratios: tuple[PositiveFloat, ...] = Field((0.5, 1.0, 2.0), description="height / width of the anchors")
     head_width: PositiveInt = Field(256, description="width of the box head (Faster R-CNN)")
-    rois_per_image: PositiveInt = Field(256, description="proposals sampled per image in training (Faster R-CNN)")
+    rois_per_image: PositiveInt = Field(128, description="proposals sampled per image in training (Faster R-CNN)")
     proposals: PositiveInt = Field(500, description="proposals kept after the RPN (Faster R-CNN)")
     score_threshold: Fraction = Field(0.01, description="boxes below it are dropped before NMS")
     nms_iou: Fraction = 0.5
@@ -105,12 +119,18 @@ class Train(Section):
     batch: PositiveInt = 4
     accumulate: PositiveInt = Field(1, description="batches per optimizer step")
     lr: LearningRates = LearningRates()
-    weight_decay: NonNegative = Field(0.05, description="not applied to norms, biases, one-dimensional tensors and prompts")
-    warmup: Fraction = Field(0.05, description="part of all steps over which the learning rate rises from 0; then cosine to 0")
+    weight_decay: NonNegative = Field(
+        0.05, description="not applied to norms, biases, one-dimensional tensors and prompts"
+    )
+    warmup: Fraction = Field(
+        0.05, description="part of all steps over which the learning rate rises from 0; then cosine to 0"
+    )
     clip: NonNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type of the forward and backward pass")
     frozen_dtype: Literal["fp32", "compute"] = Field("fp32", description="type that frozen matrices are held in")
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="decay of the weights' moving average per step; 0: none")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99, description="decay of the weights' moving average per step; 0: none"
+    )
     early_stop: Count = Field(0, description="stop after so many evaluations without a better AP; 0: never")
     eval_every: PositiveInt = Field(1, description="epochs between evaluations on val")
     save_every: Count = Field(0, description="steps between resume states; 0: once per epoch")
@@ -121,7 +141,9 @@ class Train(Section):
 class Eval(Section):
     batch: PositiveInt = 4
     precision: Literal["bf16", "fp32"] = Field("fp32", description="fp32 gives the numbers that the export gives")
-    alarm_threshold: Fraction | None = Field(None, description="score that counts as an alarm; empty: best-F1 of the class")
+    alarm_threshold: Fraction | None = Field(
+        None, description="score that counts as an alarm; empty: best-F1 of the class"
+    )
     latency_images: Count = Field(10, description="images timed one by one; 0: none")
 
 

@@ -1,0 +1,134 @@
+"""timm name -> feature maps of known stride.
+
+Backbones are plain timm models called through `forward_intermediates`: module paths and keys stay timm's own.
+Letters: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvpeft.backbone.weights import hub_file, load_weights, read_weights
+from cvpeft.backbone.window import last_of_each_quarter, window_blocks
+from cvpeft.errors import BackboneError
+
+__all__ = ["Backbone", "build_backbone"]
+
+log = logging.getLogger(__name__)
+STEP = 32  # both sides of an input are multiples of it, so that every pyramid level has an exact stride
+
+
+class Backbone(nn.Module):
+    """A timm model that gives its maps: the last one of a plain ViT, strides 4 to 32 of a hierarchical model.
+
+    net: the timm model, untouched. size: (height, width) of its input. channels, strides: of the maps, finest first.
+    plain: whether the maps come from a plain ViT. mean, std: of the pretraining, in 0..1 units.
+    """
+
+    def __init__(self, net: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        info: list[dict[str, Any]] = list(net.feature_info)  # type: ignore[arg-type]
+        self.net, self.size = net, size
+        self.plain = len({i["reduction"] for i in info}) == 1
+        self.indices = (
+            [len(info) - 1] if self.plain else [n for n, i in enumerate(info) if i["reduction"] in (4, 8, 16, 32)]
+        )
+        self.channels = tuple(info[i]["num_chs"] for i in self.indices)
+        self.mean: tuple[float, ...] = net.pretrained_cfg["mean"]  # type: ignore[index,assignment]
+        self.std: tuple[float, ...] = net.pretrained_cfg["std"]  # type: ignore[index,assignment]
+        patch = info[-1]["reduction"]
+        # A patch of 14 gives strides of 3.5 and 7, which anchors and RoI pooling round away: the image is resampled to
+        # the size at which the same grid has a stride of 16.
+        self.resample = None if not self.plain or _power_of_two(patch) else _patched(size, patch)
+        self.strides = (
+            (16 if self.resample else patch,) if self.plain else tuple(info[i]["reduction"] for i in self.indices)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # (B, 3, H, W), normalised
+        if self.resample:
+            x = F.interpolate(x, self.resample, mode="bilinear", align_corners=False)
+        maps: list[Tensor] = self.net.forward_intermediates(  # type: ignore[operator]
+            x, indices=self.indices, norm=True, intermediates_only=True, output_fmt="NCHW"
+        )
+        return maps  # (B, C, H/s, W/s) each
+
+
+def build_backbone(
+    name: str,
+    weights: Literal["timm", "none"] | Path,
+    size: tuple[int, int],
+    *,
+    window: int = 0,
+    global_blocks: Sequence[int] = (),
+    drop_path: float = 0.0,
+) -> Backbone:
+    """A timm model by name, with its pretrained weights or, where 'none' is written, random ones.
+
+    size: (height, width) of the input in pixels, multiples of 32.
+    window: side in tokens of ViTDet's attention windows, 0 for none; plain ViTs only.
+    BackboneError: unknown or unfit model, a size that does not fit, weights that cannot be had.
+    """
+    _check_size(size)
+    net = _create(name, size, drop_path)
+    body = Backbone(net, size)
+    if weights != "none":
+        file = hub_file(name) if weights == "timm" else Path(weights)
+        left = load_weights(net, read_weights(file).body, source=str(file))
+        log.info(
+            "%s: weights from %s%s", name, file, f", {len(left)} tensors unused ({', '.join(left[:3])})" if left else ""
+        )
+    if window:
+        if not body.plain:
+            raise BackboneError(
+                "WINDOW", f"'{name}' is no plain ViT", why="backbone.window is for those", fix="set backbone.window=0"
+            )
+        grid = (size[0] // body.strides[0], size[1] // body.strides[0])
+        window_blocks(net, grid, window, global_blocks or last_of_each_quarter(len(net.blocks)))  # type: ignore[arg-type]
+    return body
+
+
+def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all"
+        raise BackboneError(
+            "BACKBONE", f"timm {timm.__version__} knows no model '{name}'", fix=f"set backbone.name ({hint})"
+        )
+    common = {"pretrained": False, "num_classes": 0, "drop_path_rate": drop_path}
+    net = timm.create_model(name, **common)
+    if not hasattr(net, "forward_intermediates"):
+        raise BackboneError(
+            "BACKBONE", f"'{name}' gives no intermediate maps", fix="choose a ViT, DINOv3, ConvNeXt or Swin model"
+        )
+    if hasattr(net, "patch_embed"):  # position embeddings and attention masks are made for one size
+        patch = net.feature_info[-1]["reduction"] if hasattr(net, "blocks") else 16
+        net = timm.create_model(name, img_size=size if _power_of_two(patch) else _patched(size, patch), **common)
+    return net
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if any(side % STEP or side < STEP for side in size):
+        near = [max(STEP, round(side / STEP) * STEP) for side in size]
+        raise BackboneError(
+            "SIZE",
+            f"data.size is {list(size)}",
+            why=f"both sides must be multiples of {STEP}, or pyramid levels lose their stride",
+            fix=f"set data.size={near}",
+        )
+
+
+def _power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0
+
+
+def _patched(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """The size at which a backbone of this patch has the token grid that patch 16 has at `size`."""
+    return size[0] // 16 * patch, size[1] // 16 * patch

@@ -1,0 +1,87 @@
+"""Feature pyramids: FPN for hierarchical backbones, ViTDet's simple feature pyramid for plain ones.
+
+Both give maps of equal width at strides 4, 8, 16 and 32 (of a patch-16 backbone), finest first.
+Letters: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+__all__ = ["FPN", "SimpleFeaturePyramid", "build_pyramid"]
+
+
+def build_pyramid(channels: Sequence[int], width: int, *, levels: int = 4) -> nn.Module:
+    """The neck for maps of `channels`: one map means a plain backbone, several a hierarchical one.
+
+    levels: how many of the four levels are made, counted from the coarsest; 3 leaves out stride 4.
+    """
+    if len(channels) == 1:
+        return SimpleFeaturePyramid(channels[0], width, levels)
+    return FPN(channels[-levels:], width)
+
+
+def _norm(channels: int) -> nn.Module:
+    # Group norm: batches are too small for batch statistics, and it needs no permute as a channel LayerNorm does.
+    return nn.GroupNorm(math.gcd(16, channels), channels)
+
+
+class FPN(nn.Module):
+    """Feature pyramid network (Lin et al. 2017) over maps that are normalised first.
+
+    Swin and ConvNeXt stages leave their residual sum unnormalised: without a norm the deep levels drown the fine ones.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.out_channels = width
+        self.norms = nn.ModuleList(nn.GroupNorm(1, c) for c in channels)
+        self.fpn = FeaturePyramidNetwork(list(channels), width, norm_layer=_norm)
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        maps = maps[-len(self.norms) :]
+        levels = (norm(m) for norm, m in zip(self.norms, maps, strict=True))
+        return self.fpn(OrderedDict((str(i), m) for i, m in enumerate(levels)))  # (B, width, H/s, W/s)
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """ViTDet's pyramid from the last map alone (Li et al. 2022, Exploring Plain Vision Transformer Backbones).
+
+    The map at the patch stride is scaled by 4, 2, 1 and 1/2; each level ends in a 1x1 and a 3x3 convolution.
+    """
+
+    def __init__(self, channels: int, width: int, levels: int = 4) -> None:
+        super().__init__()
+        self.out_channels = width
+        half, quarter = channels // 2, channels // 4
+        up4 = [
+            nn.ConvTranspose2d(channels, half, 2, 2),
+            _norm(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, 2),
+        ]
+        scales = [
+            (nn.Sequential(*up4), quarter),
+            (nn.ConvTranspose2d(channels, half, 2, 2), half),
+            (nn.Identity(), channels),
+            (nn.MaxPool2d(2, 2), channels),
+        ]
+        self.levels = nn.ModuleList(nn.Sequential(scale, *_smooth(c, width)) for scale, c in scales[-levels:])
+
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        (x,) = maps  # (B, C, H/16, W/16)
+        return OrderedDict((str(i), level(x)) for i, level in enumerate(self.levels))  # (B, width, H/s, W/s)
+
+
+def _smooth(channels: int, width: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, width, 1, bias=False),
+        _norm(width),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        _norm(width),
+    ]

@@ -1,0 +1,138 @@
+"""Pretrained weights from the hub's cache, the hub or a file: never pickled, half loaded or random unasked."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
+from timm.models import load_pretrained
+from torch import Tensor, nn
+
+from cvpeft.errors import BackboneError
+
+__all__ = ["BODY", "DETECTOR_FORMAT", "WeightsFile", "hub_file", "load_weights", "read_weights"]
+
+DETECTOR_FORMAT = "cvpeft-detector"  # metadata["format"] of a file that holds a whole detector
+BODY = "backbone.body.net."  # where such a file keeps the backbone
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The tensors of one safetensors file, the backbone's apart from the rest of a detector.
+
+    body: tensors by timm's names.
+    rest: neck and head of a detector file by the detector's names; empty for a plain backbone file.
+    metadata: the file's own metadata.
+    """
+
+    body: Mapping[str, Tensor]
+    rest: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def read_weights(file: Path) -> WeightsFile:
+    """The tensors of a `.safetensors` file; BackboneError where it is absent, damaged or of another kind."""
+    if file.suffix != ".safetensors":
+        fix = "convert it once, outside: load it with torch, save it with safetensors.torch.save_file"
+        raise BackboneError(
+            "WEIGHTS", f"'{file.suffix}' is not read", where=str(file), why="pickled files can run code", fix=fix
+        )
+    if not file.is_file():
+        raise BackboneError(
+            "WEIGHTS", "no such file", where=str(file), fix="set backbone.weights to a .safetensors file"
+        )
+    try:
+        with safe_open(str(file), "pt") as f:
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+            metadata = f.metadata() or {}
+    except SafetensorError as e:
+        raise BackboneError(
+            "WEIGHTS", f"not a whole safetensors file ({e})", where=str(file), fix="copy it again"
+        ) from e
+    if metadata.get("format") != DETECTOR_FORMAT:
+        return WeightsFile(tensors, {}, metadata)
+    body = {key.removeprefix(BODY): t for key, t in tensors.items() if key.startswith(BODY)}
+    return WeightsFile(body, {key: t for key, t in tensors.items() if not key.startswith(BODY)}, metadata)
+
+
+def hub_file(name: str) -> Path:
+    """The safetensors file of a timm model: the hub's local cache first, then the hub itself.
+
+    BackboneError where timm has no weights for the name or the hub cannot be reached.
+    """
+    cfg = timm.get_pretrained_cfg(name)
+    repo = cfg.hf_hub_id if cfg is not None else None
+    if not repo:
+        raise BackboneError(
+            "WEIGHTS", f"timm has no hub weights for '{name}'", fix="set backbone.weights to a file, or to none"
+        )
+    found = _download(repo, local_files_only=True) or _download(repo, local_files_only=False)
+    if found is None:
+        raise BackboneError(
+            "HUB",
+            f"the weights of '{name}' are not in the hub's cache and the hub cannot be reached",
+            why="training would start from random weights",
+            fix=f"download model.safetensors of {repo} where there is a network and set backbone.weights=FILE",
+        )
+    return found
+
+
+def _download(repo: str, *, local_files_only: bool) -> Path | None:
+    try:
+        return Path(hf_hub_download(repo, "model.safetensors", local_files_only=local_files_only))
+    except (OSError, ValueError):  # the hub's own exceptions derive from these two
+        return None
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tuple[str, ...]:
+    """Load a timm state dict into `net`; position embeddings are resampled to its size by timm's own filter.
+
+    Returns the keys of the file that the model has no place for (its classifier, say).
+    BackboneError where a tensor of the model is not in the file, or has another shape there.
+    """
+    missing: list[str] = []
+    unexpected: list[str] = []
+
+    def note(_: nn.Module, keys: Any) -> None:
+        missing.extend(keys.missing_keys)
+        unexpected.extend(keys.unexpected_keys)
+
+    handle = net.register_load_state_dict_post_hook(note)
+    cfg = {**net.pretrained_cfg, "state_dict": dict(tensors), "source": "", "custom_load": False}  # type: ignore[dict-item]
+    try:
+        load_pretrained(net, cfg, num_classes=0, filter_fn=_filter_of(net), strict=False)
+    except (KeyError, RuntimeError) as e:
+        raise BackboneError(
+            "WEIGHTS",
+            f"the tensors do not fit the model ({str(e).splitlines()[-1].strip()})",
+            where=source,
+            fix="set backbone.name to the model the file was made from",
+        ) from e
+    finally:
+        handle.remove()
+    if missing:
+        raise BackboneError(
+            "WEIGHTS",
+            f"{len(missing)} tensors of the model are not in the file, first {', '.join(missing[:5])}",
+            where=source,
+            why="they would stay random",
+            fix="set backbone.name to the model the file was made from",
+        )
+    return tuple(unexpected)
+
+
+def _filter_of(net: nn.Module) -> Any:
+    """timm's checkpoint filter beside the model's class: renames foreign keys, resamples position embeddings."""
+    filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is None:
+        return None
+    renames_gamma = "adapt_layer_scale" in inspect.signature(filter_fn).parameters
+    extra = {"adapt_layer_scale": True} if renames_gamma else {}
+    return lambda tensors, model: filter_fn(tensors, model, **extra)
