@@ -2,34 +2,46 @@
 
 A class here is plain data. Builders read it and hand plain arguments on, so that no other class depends on a config.
 Paths are absolute once loaded; in the file they are relative to the file (see load.py).
+A validator's message is what the user reads after "expected".
 """
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 __all__ = [
-    "Backbone", "Data", "Detector", "Eval", "Export", "LearningRates", "Method", "Peft", "Render", "Run", "Settings", "Train",
+    "Backbone", "Data", "Detector", "Eval", "Export", "LearningRates", "Method", "Peft", "Render", "Run", "Settings",
+    "Train",
 ]  # fmt: skip
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator takes
 Size = tuple[PositiveInt, PositiveInt]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Run(Section):
-    name: str = Field("", pattern=r"^[\w.-]*$", description="folder name of the run; empty: the config file's name")
+    name: str = Field("", description="folder name of the run; empty: the config file's name")
     dir: Path | None = Field(None, description="folder that holds the runs; empty: ./runs of the working folder")
-    seed: Count = Field(0, description="seed of initial weights, order and augmentation")
+    seed: Seed = Field(0, description="seed of initial weights, order and augmentation")
     needs: tuple[Path, ...] = Field((), description="configs whose run is made first if it is not there yet")
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"(\w[\w.-]*)?", name):
+            raise ValueError("letters, digits, '_', '-' and '.', the first neither '-' nor '.'")
+        return name
 
 
 class Render(Section):
@@ -39,7 +51,7 @@ class Render(Section):
     train: Count = 200
     val: Count = 50
     test: Count = 150
-    seed: Count = 0
+    seed: Seed = 0
     size: Size = (480, 640)
 
 
@@ -59,6 +71,13 @@ class Data(Section):
     )
     workers: Count = Field(1, description="loader processes; the batches do not depend on their number")
     render: Render | None = Field(None, description="render the json files named above where they do not exist")
+
+    @field_validator("classes")
+    @classmethod
+    def _are_distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes) or "" in classes:
+            raise ValueError("distinct names, none of them empty")
+        return classes
 
 
 class Backbone(Section):
@@ -92,6 +111,13 @@ class Peft(Section):
     mode: Literal["adapters", "full", "frozen"] = Field("adapters", description="what of the backbone is trained")
     methods: tuple[Method, ...] = Field((), description="methods to attach, in order; mode adapters only")
 
+    @field_validator("methods")
+    @classmethod
+    def _suit_the_mode(cls, methods: tuple[Method, ...], info: ValidationInfo) -> tuple[Method, ...]:
+        if methods and info.data.get("mode") in ("full", "frozen"):
+            raise ValueError(f"no methods in mode {info.data['mode']}")
+        return methods
+
 
 class Detector(Section):
     head: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn"
@@ -105,6 +131,20 @@ class Detector(Section):
     score_threshold: Fraction = Field(0.01, description="boxes below it are dropped before NMS")
     nms_iou: Fraction = 0.5
     max_detections: PositiveInt = 100
+
+    @field_validator("anchor_sizes")
+    @classmethod
+    def _rise(cls, sizes: tuple[float, ...]) -> tuple[float, ...]:
+        if any(size >= larger for size, larger in pairwise(sizes)):
+            raise ValueError("sizes that rise from level to level")
+        return sizes
+
+    @field_validator("aspect_ratios")
+    @classmethod
+    def _are_there(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if not ratios:
+            raise ValueError("at least one ratio")
+        return ratios
 
 
 class LearningRates(Section):

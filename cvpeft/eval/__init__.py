@@ -1,0 +1,1 @@
+"""What a detector is worth: COCO numbers, and where it fails."""

@@ -1,0 +1,1 @@
+"""Detector -> ONNX that is proven to give the same boxes."""

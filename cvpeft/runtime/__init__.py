@@ -1,0 +1,1 @@
+"""What deployment needs: photographs to boxes with numpy, Pillow and onnxruntime alone, without torch."""

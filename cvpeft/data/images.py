@@ -1,0 +1,51 @@
+"""File names of a json -> image files, never outside of the json's own folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cvpeft.errors import DataError
+
+__all__ = ["find_image", "is_file", "missing_images"]
+
+DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def find_image(root: Path, name: object, where: str) -> tuple[Path, str]:
+    """The file that `name` means below `root` (a resolved folder), and the name with forward slashes.
+
+    It need not exist. Links are followed before the check, so that none leads out. Raises DataError that names `where`.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise DataError("NAME", f"file_name is {name!r}, not the name of a file", where=where)
+    slashed = name.replace("\\", "/")
+    try:
+        path = (root / slashed).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, half a surrogate pair, a loop of links
+        raise DataError("PATH", f"file_name {name[:200]!r} cannot be a path ({error})", where=where) from error
+    if DRIVE.match(slashed) or not path.is_relative_to(root):
+        what = f"file_name {name[:200]!r} leads out of the json's folder {root}"
+        fix = "put the json above its images and write their paths relative to it"
+        raise DataError("PATH", what, where=where, why="a data set may only read its own files", fix=fix)
+    return path, slashed
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def missing_images(file: Path, names: Sequence[str], total: int) -> DataError:
+    """One error for all images of a json that are not there: their count, the first five, and where they may lie."""
+    what = f"{len(names)} of {total} image files are missing: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+    root = file.parent
+    fix = f"file_name is relative to {root}; move the json or the images, or take these images out of the json"
+    for folder in (root / "images", root.parent, root.parent / "images"):
+        if is_file(folder / names[0]):
+            fix = f"{names[0]} lies in {folder}: move the json there"
+            break
+    return DataError("MISSING", what, where=str(file), fix=fix)

@@ -1,0 +1,245 @@
+"""Data set -> batches for the network, the same ones for any number of workers and from any restart point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cvpeft.data.coco import CocoData, ImageRecord
+from cvpeft.data.transforms import Augment, build_augment
+from cvpeft.errors import CvpeftError, DataError, ResourceError
+from cvpeft.runtime.image import Letterbox, Size, decode
+from cvpeft.types import Target
+
+__all__ = ["Batch", "EvalLoader", "Sample", "TrainLoader", "collate", "eval_loader", "read_sample", "train_loader"]
+
+
+@dataclass
+class Sample:
+    """One network input. letterbox: see Augment; name: file name in the json."""
+
+    image: Tensor  # (3, H, W) uint8 RGB
+    target: Target
+    letterbox: Letterbox
+    name: str
+
+
+@dataclass
+class Batch:
+    """Network inputs of one step, and what belongs to each."""
+
+    images: Tensor  # (B, 3, H, W) uint8 RGB
+    targets: list[Target]
+    letterboxes: list[Letterbox]
+    names: list[str]
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader; the targets are too small to be worth it."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def train_loader(
+    data: CocoData,
+    size: Size,
+    augment: Augment,
+    *,
+    batch: int,
+    workers: int,
+    seed: int,
+    epochs: int,
+    start: tuple[int, int] = (0, 0),
+) -> TrainLoader:
+    """Iterates over (epoch, step, Batch) from `start` to the end of the last epoch, both counted from 0.
+
+    Order and augmentation depend on (seed, epoch, image id) alone. Every epoch shows each image once; its last batch
+    may be smaller. Crowd boxes are left out of the targets. Raises DataError where no image has a box to learn from.
+    """
+    if not any((~image.crowd).any() for image in data.images):
+        raise DataError("EMPTY", f"none of the {len(data.images)} training images has a box", fix="label some images")
+    return TrainLoader(data, size, augment, batch, workers, seed, epochs, start)
+
+
+def eval_loader(data: CocoData, size: Size, *, batch: int, workers: int) -> EvalLoader:
+    """Iterates over Batch in the order of the data set, letterboxed only."""
+    return EvalLoader(data, size, batch, workers)
+
+
+class TrainLoader:
+    """See `train_loader`. `len` is the number of batches in an epoch. Workers live until the last epoch is over."""
+
+    def __init__(
+        self,
+        data: CocoData,
+        size: Size,
+        augment: Augment,
+        batch: int,
+        workers: int,
+        seed: int,
+        epochs: int,
+        start: tuple[int, int],
+    ) -> None:
+        self.plan = _Plan(len(data.images), batch, seed, epochs, start)
+        self.loader = _loader(_Images(data, size, augment, seed), workers, batch_sampler=self.plan)
+
+    def __len__(self) -> int:
+        return self.plan.steps
+
+    def __iter__(self) -> Iterator[tuple[int, int, Batch]]:
+        for (epoch, step), batch in zip(self.plan.places(), _batches(self.loader), strict=True):
+            yield epoch, step, batch
+
+
+class EvalLoader:
+    """See `eval_loader`. `len` is the number of batches."""
+
+    def __init__(self, data: CocoData, size: Size, batch: int, workers: int) -> None:
+        order = [
+            [(0, i) for i in range(at, min(at + batch, len(data.images)))] for at in range(0, len(data.images), batch)
+        ]
+        self.loader = _loader(_Images(data, size, build_augment("none", size), 0), workers, batch_sampler=order)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self.loader)
+
+
+def read_sample(image: ImageRecord, size: Size, augment: Augment, seed: int) -> Sample:
+    """Decode, check the size against the json's, augment. Raises DataError that names the image."""
+    full = (image.height, image.width)
+    room = (round(size[0] * augment.detail), round(size[1] * augment.detail))
+    pixels, found = decode(image.path, at_least=room)
+    if found != full:
+        raise _wrong_size(image, found)
+    learnt = ~image.crowd
+    boxes = image.boxes[learnt] * 1.0
+    boxes[:, 2:] += boxes[:, :2]  # x y w h -> x1 y1 x2 y2
+    canvas, boxes, labels, geometry = augment(pixels, boxes, image.labels[learnt], full, seed)
+    target: Target = {
+        "boxes": torch.from_numpy(boxes.astype(np.float32)),
+        "labels": torch.from_numpy(np.ascontiguousarray(labels)),
+        "image_id": image.id,
+    }
+    tensor = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))  # (H, W, 3) -> (3, H, W)
+    return Sample(tensor, target, geometry, image.file_name)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size -> a batch."""
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        [sample.target for sample in samples],
+        [sample.letterbox for sample in samples],
+        [sample.name for sample in samples],
+    )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's error on its way out of a worker; torch would wrap it into a traceback."""
+
+    kind: type[CvpeftError]
+    code: str
+    text: str
+
+    def error(self) -> CvpeftError:
+        error = self.kind.__new__(self.kind, self.text)
+        error.code = self.code
+        return error
+
+
+class _Images(Dataset[Sample | _Failure]):
+    """Indexed by (epoch, index), so that workers need not be told that an epoch begins."""
+
+    def __init__(self, data: CocoData, size: Size, augment: Augment, seed: int) -> None:
+        self.images, self.size, self.augment, self.seed = data.images, size, augment, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample | _Failure:
+        epoch, index = place
+        image = self.images[index]
+        seed = int(np.random.SeedSequence((self.seed, epoch, image.id)).generate_state(1, np.uint64)[0])
+        try:
+            return read_sample(image, self.size, self.augment, seed)
+        except CvpeftError as error:
+            return _Failure(type(error), error.code, str(error))
+
+
+class _Plan:
+    """Which images are in which batch, from the start point on: lists of (epoch, index)."""
+
+    def __init__(self, images: int, batch: int, seed: int, epochs: int, start: tuple[int, int]) -> None:
+        self.images, self.batch, self.seed, self.epochs, self.start = images, batch, seed, epochs, start
+        self.steps = -(-images // batch)
+
+    def __len__(self) -> int:
+        return max(0, (self.epochs - self.start[0]) * self.steps - self.start[1])
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch, step in self.places():
+            if step == 0 or (epoch, step) == self.start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.images).tolist()
+            yield [(epoch, index) for index in order[step * self.batch : (step + 1) * self.batch]]
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        for epoch in range(self.start[0], self.epochs):
+            for step in range(self.start[1] if epoch == self.start[0] else 0, self.steps):
+                yield epoch, step
+
+
+def _loader(images: _Images, workers: int, batch_sampler: Any) -> DataLoader[Any]:
+    return DataLoader(
+        images,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_collate_or_fail,
+        worker_init_fn=_init_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else every pass over the data would advance torch's global one
+    )
+
+
+def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
+    failure = next((sample for sample in samples if isinstance(sample, _Failure)), None)
+    return failure or collate([sample for sample in samples if isinstance(sample, Sample)])
+
+
+def _init_worker(_: int) -> None:
+    """A worker is one of several: threads of its own would only fight for the same cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
+    try:
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise batch.error()
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        what = f"a loader process died ({str(error).splitlines()[0].rstrip('. ')})"
+        why = "mostly memory ran out, or /dev/shm is too small"
+        raise ResourceError("WORKER", what, why=why, fix="set data.workers=0, or give docker --shm-size=2g") from error
+
+
+def _wrong_size(image: ImageRecord, found: Size) -> DataError:
+    height, width = found
+    what = f"the json says {image.width}x{image.height}, the upright image has {width}x{height}"
+    why, fix = (
+        "the boxes may belong to other pixels",
+        "correct width and height in the json, or export the labels again",
+    )
+    if found == (image.width, image.height):
+        why = "the two are swapped: the json was probably written without the photo's EXIF orientation"
+        fix = "label the upright photo, or save the photo again without the EXIF orientation"
+        return DataError("EXIF", what, where=str(image.path), why=why, fix=fix)
+    return DataError("IMGSIZE", what, where=str(image.path), why=why, fix=fix)

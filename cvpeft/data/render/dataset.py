@@ -1,0 +1,206 @@
+"""Many scenes as a COCO data set on disk: same arguments, same bytes, whatever the number of workers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import multiprocessing
+import os
+import re
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from cvpeft.data.render.cities import CITIES, CLASSES
+from cvpeft.data.render.scene import render_scene
+from cvpeft.errors import DataError
+
+__all__ = ["RENDERER_VERSION", "render_dataset"]
+
+RENDERER_VERSION = "1.0"  # part of every seed: another picture from the same arguments needs another version
+LEAST_SIZE = 64  # px
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that decides the content of a data set."""
+
+    out: Path
+    city: str
+    seed: int
+    images: int
+    size: tuple[int, int]
+    name: str
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "renderer": RENDERER_VERSION, "city": self.city, "seed": self.seed, "images": self.images,
+            "name": self.name, "height": self.size[0], "width": self.size[1],
+        }  # fmt: skip
+
+    @property
+    def json(self) -> Path:
+        return self.out / f"{self.name}.json"
+
+    def file_name(self, index: int) -> str:
+        return f"images/{self.city}_{self.name}_{self.seed}_{index:05d}.jpg"
+
+
+def render_dataset(
+    out: Path, city: str, images: int, seed: int, size: tuple[int, int] = (480, 640), name: str = "train",
+    workers: int | None = None, progress: bool = True,
+) -> Path:  # fmt: skip
+    """Write out/images/*.jpg and the COCO file out/{name}.json, and return the latter's path.
+
+    size: (h, w) px; workers: processes, the number of cores when None. An image depends on renderer version, city,
+    name, seed, index and size alone. A finished set with the same arguments is left as it is; a broken-off one is
+    completed. DataError: an unknown city or a senseless number, or files in the way that another set of arguments
+    wrote; nothing is overwritten then.
+    """
+    job = _Job(Path(out), city, seed, images, (int(size[0]), int(size[1])), name)
+    _check(job)
+    finished = _finished(job)
+    todo = [i for i in range(images) if not (finished and (job.out / job.file_name(i)).exists())]
+    (job.out / "images").mkdir(parents=True, exist_ok=True)
+    rows = _run(job, todo, workers or os.cpu_count() or 1, progress)
+    if not finished:
+        _write_json(job, rows)
+    return job.json
+
+
+def _check(job: _Job) -> None:
+    """Refuse what cannot be rendered, all faults together."""
+    faults = []
+    if job.city not in CITIES:
+        near = difflib.get_close_matches(job.city, CITIES, n=1)
+        fix = f"use {near[0]!r}" if near else f"use one of {', '.join(CITIES)}"
+        faults.append(DataError("CITY", f"there is no city {job.city!r}", fix=fix))
+    if job.images < 1:
+        faults.append(DataError("COUNT", f"{job.images} images asked for", fix="ask for at least 1"))
+    if job.seed < 0:
+        faults.append(DataError("SEED", f"the seed is {job.seed}", fix="use 0 or more"))
+    if min(job.size) < LEAST_SIZE:
+        faults.append(
+            DataError(
+                "SIZE", f"the size is {job.size[0]} x {job.size[1]} px", fix=f"use at least {LEAST_SIZE} px per side"
+            )
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
+        faults.append(
+            DataError(
+                "NAME", f"the name is {job.name!r}", why="it becomes a file name", fix="use letters, digits, . _ -"
+            )
+        )
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DataError("RENDER", "\n".join(str(fault) for fault in faults))
+
+
+def _finished(job: _Job) -> bool:
+    """Whether the same set has been written before; DataError when the json is of something else."""
+    if not job.json.exists():
+        return False
+    try:
+        found = json.loads(job.json.read_text(encoding="utf-8"))["info"]["spec"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found == job.spec():
+        return True
+    differs = "it was not rendered by this program" if not isinstance(found, dict) else _difference(found, job.spec())
+    raise DataError("EXISTS", f"the file is there and {differs}", where=str(job.json), why="it would be overwritten",
+                    fix="choose another folder or name, or move the file away")  # fmt: skip
+
+
+def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    keys = [key for key in asked if found.get(key) != asked[key]]
+    return "holds " + ", ".join(f"{key} {found.get(key)!r} instead of {asked[key]!r}" for key in keys)
+
+
+def _run(job: _Job, todo: list[int], workers: int, progress: bool) -> list[dict[str, Any]]:
+    """Render the images in order of their index."""
+    bar = tqdm(total=len(todo), desc=f"render {job.city}/{job.name}", unit="image", disable=not progress or not todo)
+    workers = min(workers, len(todo))
+    with bar:
+        if workers <= 1:
+            return [_advance(bar, _one(job, i)) for i in todo]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
+            try:
+                return [_advance(bar, row) for row in pool.map(_one, [job] * len(todo), todo, chunksize=4)]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _advance(bar: tqdm, row: dict[str, Any]) -> dict[str, Any]:
+    bar.update()
+    return row
+
+
+def _single_thread() -> None:
+    """One thread per process: the pool already fills the cores."""
+    cv2.setNumThreads(1)
+
+
+def _one(job: _Job, index: int) -> dict[str, Any]:
+    """Render and write one image; its boxes and labels as plain lists."""
+    rng = np.random.default_rng([zlib.crc32(f"{RENDERER_VERSION}/{job.city}/{job.name}".encode()), job.seed, index])
+    city = CITIES[job.city]
+    scene = render_scene(city, int(rng.integers(2**62)), job.size)
+    quality = round(rng.uniform(*city.quality))
+    done, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise DataError("JPEG", "the image could not be encoded", where=job.file_name(index))
+    _put(job.out / job.file_name(index), data.tobytes())
+    return {"index": index, "boxes": scene.boxes.round(2).tolist(), "labels": scene.labels.tolist()}
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write an image whole or not at all; one that is there already must be the same, or the torn beginning of it."""
+    if path.exists():
+        found = path.read_bytes()
+        if found == data:
+            return
+        if not data.startswith(found):
+            raise DataError("EXISTS", "another image has this name", where=str(path), why="it would be overwritten",
+                            fix="choose another folder or name, or move the image away")  # fmt: skip
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _write_json(job: _Job, rows: list[dict[str, Any]]) -> None:
+    """The COCO file, last of all: where it stands, the set is complete."""
+    images = [
+        {
+            "id": row["index"] + 1,
+            "file_name": job.file_name(row["index"]),
+            "height": job.size[0],
+            "width": job.size[1],
+            "city": job.city,
+        }
+        for row in rows
+    ]
+    pairs = [
+        (row["index"] + 1, box, label) for row in rows for box, label in zip(row["boxes"], row["labels"], strict=True)
+    ]
+    annotations = [
+        {"id": i, "image_id": image, "category_id": label, "bbox": box, "area": round(box[2] * box[3], 2), "iscrowd": 0}
+        for i, (image, box, label) in enumerate(pairs, 1)
+    ]
+    categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, 1)]
+    info = {"description": "rendered street scenes with manhole covers", "spec": job.spec()}
+    text = json.dumps({"info": info, "images": images, "annotations": annotations, "categories": categories})
+    temporary = job.json.with_name(f".{job.json.name}.{os.getpid()}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, job.json)

@@ -1,0 +1,57 @@
+"""The train, val and test data of a config, rendered first where the config asks for rendered scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvpeft.config import schema
+from cvpeft.data.coco import CocoData, load_coco
+from cvpeft.data.render import render_dataset
+from cvpeft.errors import ConfigError
+
+__all__ = ["Splits", "open_split", "open_splits", "render_missing"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts; val and test are None where the config names no files for them."""
+
+    train: CocoData
+    val: CocoData | None
+    test: CocoData | None
+
+
+def open_splits(data: schema.Data) -> Splits:
+    """All splits of a config; the classes of train are the classes of all."""
+    if not data.train:
+        raise ConfigError("DATA", "data.train names no json file", fix="set data.train to a COCO json, or several")
+    render_missing(data)
+    train = load_coco(data.train, classes=data.classes)
+
+    def other(files: Sequence[Path]) -> CocoData | None:
+        return load_coco(files, classes=train.classes) if files else None
+
+    return Splits(train, other(data.val), other(data.test))
+
+
+def open_split(data: schema.Data, split: str, classes: Sequence[str]) -> CocoData:
+    """One split of a config by name; ConfigError where the config names no file for it."""
+    files: tuple[Path, ...] = getattr(data, split)
+    if not files:
+        raise ConfigError("SPLIT", f"data.{split} names no json file", fix=f"set data.{split}, or give --data FILE")
+    render_missing(data)
+    return load_coco(files, classes=classes)
+
+
+def render_missing(data: schema.Data) -> None:
+    """Render the json files that do not exist yet, where data.render is set; existing ones are left alone."""
+    r = data.render
+    if r is None:
+        return
+    parts = ((data.train, r.train), (data.val, r.val), (data.test, r.test))
+    for offset, (files, images) in enumerate(parts):  # each split has scenes of its own
+        for file in files:
+            if not file.exists():
+                render_dataset(file.parent, r.city, images, 3 * r.seed + offset, r.size, file.stem)

@@ -1,0 +1,144 @@
+"""The adapter folder: everything a site's detector is, apart from the frozen base; and back into a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvpeft import __version__
+from cvpeft.config import schema
+from cvpeft.config.load import load
+from cvpeft.detector.adapt import adapt, part_of
+from cvpeft.detector.build import build_detector
+from cvpeft.errors import CheckpointError
+from cvpeft.peft.inject import signatures
+from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
+
+__all__ = [
+    "LoadedRun", "describe", "load_adapter", "load_run", "pick_device", "read_config", "run_folder", "save_adapter",
+]  # fmt: skip
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+RESOLVED = "config.resolved.yaml"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, ready to detect.
+
+    model: adapted, in eval mode, float32, on the CPU. meta: the content of adapter_config.json.
+    """
+
+    folder: Path
+    settings: schema.Settings
+    model: nn.Module
+    classes: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+
+def describe(
+    model: nn.Module, settings: schema.Settings, classes: Sequence[str], sites: Sequence[str]
+) -> dict[str, Any]:
+    """The content of adapter_config.json: what must agree before the tensors may be loaded, and what a reader wants."""
+    part = part_of(settings.peft.mode)
+    tensors = {key: part(key) for key in owned(model)}
+    return {
+        "format": 1,
+        "cvpeft": __version__,
+        "mode": settings.peft.mode,
+        "methods": [m.model_dump(mode="json") for m in settings.peft.methods],
+        "sites": list(sites),
+        "base": {
+            "name": settings.backbone.name,
+            "weights": Path(settings.backbone.weights).name,
+            "sha256": fingerprint(model),
+        },
+        "detector": settings.detector.model_dump(mode="json") | {"neck_width": settings.backbone.neck_width},
+        "classes": list(classes),
+        "preprocessing": {
+            "size": list(settings.data.size),
+            "resize": "letterbox",
+            "pad": 114,
+            "colour": "RGB",
+            "mean": model.transform.mean.flatten().tolist(),  # type: ignore[union-attr,operator]
+            "std": model.transform.std.flatten().tolist(),  # type: ignore[union-attr,operator]
+        },
+        "tensors": {name: sorted(k for k, p in tensors.items() if p == name) for name in sorted(set(tensors.values()))},
+    }
+
+
+def save_adapter(folder: Path, model: nn.Module, meta: Mapping[str, Any], card: str) -> None:
+    """Write the owned tensors, their description and a model card; each file is replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_owned(folder / WEIGHTS, model, {"format": "cvpeft-adapter"})
+    for name, text in ((CONFIG, json.dumps(meta, indent=1)), (CARD, card)):
+        temp = folder / f"{name}.part"
+        temp.write_text(text, encoding="utf-8")
+        os.replace(temp, folder / name)
+
+
+def load_adapter(folder: Path, model: nn.Module, classes: Sequence[str]) -> None:
+    """Load an adapter folder into an adapted model; CheckpointError where base, classes or tensors do not agree."""
+    meta = read_config(folder)
+    if list(classes) != meta["classes"]:
+        raise CheckpointError(
+            "CLASSES", f"made for the classes {meta['classes']}, not {list(classes)}", where=str(folder)
+        )
+    found = fingerprint(model)
+    if found != meta["base"]["sha256"]:
+        raise CheckpointError(
+            "BASE",
+            f"made for base weights {meta['base']['sha256'][:12]} ({meta['base']['name']}), these are {found[:12]}",
+            where=str(folder),
+            why="an adapter on another base gives nonsense",
+            fix=f"set backbone.weights to the file it was trained on ({meta['base']['weights']})",
+        )
+    load_owned(folder / WEIGHTS, model)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a folder; CheckpointError where it is absent or damaged."""
+    file = folder / CONFIG
+    if not file.is_file():
+        raise CheckpointError("ADAPTER", f"no {CONFIG}", where=str(folder), fix="name the folder of a finished run")
+    try:
+        meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        missing = {"classes", "base", "mode", "preprocessing"} - meta.keys()
+    except (ValueError, AttributeError) as e:
+        raise CheckpointError("ADAPTER", f"not readable json ({e})", where=str(file)) from e
+    if missing:
+        raise CheckpointError("ADAPTER", f"lacks {', '.join(sorted(missing))}", where=str(file))
+    return meta
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> LoadedRun:
+    """Rebuild the detector of a finished run from its resolved config, the base weights and its adapter folder."""
+    resolved = folder / RESOLVED
+    if not resolved.is_file():
+        raise CheckpointError(
+            "RUN", f"no {RESOLVED}", where=str(folder), fix="name a folder under runs/ that training made"
+        )
+    settings = load(resolved, overrides, methods=signatures())
+    meta = read_config(folder / "adapter")
+    classes = tuple(meta["classes"])
+    model = build_detector(settings, classes)
+    adapt(model, settings.peft)
+    load_adapter(folder / "adapter", model, classes)
+    return LoadedRun(folder, settings, model.eval(), classes, meta)
+
+
+def run_folder(settings: schema.Settings) -> Path:
+    """Where the run of these settings lies, or will lie."""
+    return (settings.run.dir or Path("runs")).absolute() / settings.run.name
+
+
+def pick_device(wish: str) -> torch.device:
+    """auto: the GPU where there is one."""
+    return torch.device(wish if wish != "auto" else "cuda" if torch.cuda.is_available() else "cpu")

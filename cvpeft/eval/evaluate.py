@@ -1,0 +1,72 @@
+"""A trained run -> its figures on one split, written beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvpeft.config import schema
+from cvpeft.data.coco import CocoData, load_coco
+from cvpeft.data.loader import eval_loader
+from cvpeft.data.splits import open_split
+from cvpeft.detector.saved import load_run, pick_device, read_config
+from cvpeft.eval.predict import latency, predict
+from cvpeft.eval.report import Report, report, write_report
+
+__all__ = ["evaluate", "evaluate_run", "read_thresholds"]
+
+
+def evaluate_run(run: Path, *, split: str = "test", files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Path:
+    """Score a run folder and return the folder with metrics.json, per_class.csv, predictions.json and the plots.
+
+    split: which data of the run's config. files: COCO json files to score instead; the figures lie under their name.
+    """
+    loaded = load_run(run, overrides)
+    settings, classes = loaded.settings, loaded.classes
+    data = load_coco(files, classes=classes) if files else open_split(settings.data, split, classes)
+    device = pick_device(settings.train.device)
+    result, found = evaluate(loaded.model.to(device), data, settings, thresholds=read_thresholds(run))
+    name = "+".join(file.stem for file in files) if files else split
+    folder = run / "eval" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(folder, result, found)
+    return folder
+
+
+def evaluate(
+    model: nn.Module,
+    data: CocoData,
+    settings: schema.Settings,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+) -> tuple[Report, list[dict[str, Any]]]:
+    """Detect on a whole data set and report; returns the report and the COCO results behind it.
+
+    thresholds: class name -> score that was chosen on other images; see `report`.
+    """
+    e = settings.eval
+    device = next(model.parameters()).device
+    loader = eval_loader(data, settings.data.size, batch=e.batch, workers=settings.data.workers)
+    found = predict(model, loader, device=device, precision=e.precision)
+    result = report(data.ground_truth(), found, data.classes, alarm_threshold=e.alarm_threshold, thresholds=thresholds)
+    result["latency"] = latency(model, _first_images(data, settings), device=device, precision=e.precision)
+    return result, found
+
+
+def _first_images(data: CocoData, settings: schema.Settings) -> list[torch.Tensor]:
+    images: list[torch.Tensor] = []
+    for batch in eval_loader(data, settings.data.size, batch=1, workers=0):
+        if len(images) == settings.eval.latency_images:
+            break
+        images.append(batch.images[0])
+    return images
+
+
+def read_thresholds(run: Path) -> dict[str, float] | None:
+    """Class name -> the score that was best on val when the run was trained; None where there was no val."""
+    thresholds: dict[str, float] | None = read_config(run / "adapter").get("thresholds")
+    return thresholds

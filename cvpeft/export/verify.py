@@ -1,0 +1,231 @@
+"""The proof that an exported file gives the boxes of the trained detector; without it no file is left behind.
+
+Rows can swap where scores tie, so boxes are matched, by class and overlap, before they are compared. Every box from the
+threshold on must have a partner on the other side, whatever the partner's score is; so a box that lies on the threshold
+itself does no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from cvpeft import __version__
+from cvpeft.errors import ParityError, ResourceError
+from cvpeft.export.onnx import export_onnx
+from cvpeft.runtime.onnx_detector import Detections, Detector
+from cvpeft.types import Prediction
+
+__all__ = ["Agreement", "Tolerance", "compare", "export_verified", "verify"]
+
+PARTNER_IOU = 0.5  # less overlap is another object
+SAME_PLACE = 1e-3  # pixels
+BATCHES = (1, 2, 3)  # sizes in which the file is fed in turn, so that its free batch axis is proven too
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What two models may differ by and still be the same model.
+
+    score: largest difference of two matched scores. iou: smallest overlap of two matched boxes. threshold: score from
+    which boxes are compared; it is lowered, never raised, until `least_boxes` are compared or there are no more,
+    because agreement on nothing proves nothing.
+    """
+
+    score: float = 1e-4
+    iou: float = 0.999
+    threshold: float = 0.3
+    least_boxes: int = 20
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two lists of predictions are apart; the differences are over matched boxes."""
+
+    images: int
+    boxes: int  # of the reference, from the threshold on
+    missing: int  # of these, without a partner in the candidate
+    extra: int  # boxes of the candidate from the threshold on, without a partner in the reference
+    max_score_difference: float
+    max_pixel_difference: float
+    min_iou: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        close = self.max_score_difference <= tolerance.score and self.min_iou >= tolerance.iou
+        return self.boxes > 0 and self.missing == 0 and self.extra == 0 and close
+
+    def sentence(self, tolerance: Tolerance) -> str:
+        return (
+            f"of {self.boxes} boxes in {self.images} images {self.missing} are missing and {self.extra} are extra, "
+            f"scores differ by up to {self.max_score_difference:.2g} (allowed {tolerance.score:g}), "
+            f"the smallest IoU is {self.min_iou:.6f} (allowed {tolerance.iou:g})"
+        )
+
+
+def compare(reference: Sequence[Prediction], candidate: Sequence[Prediction], *, threshold: float) -> Agreement:
+    """Match the boxes of two models, image by image, from the score `threshold` on in either."""
+    pairs, missing, extra = [], 0, 0
+    for one, other in zip(reference, candidate, strict=True):
+        forth, lost = _partners(one, other, threshold)
+        back, found = _partners(other, one, threshold)
+        pairs += [forth, back]
+        missing, extra = missing + lost, extra + found
+    differences = torch.cat([torch.zeros(0, 3), *pairs])  # (matched, 3): score, pixels, 1 - IoU
+    score, pixels, apart = differences.amax(dim=0).tolist() if len(differences) else (0.0, 0.0, 0.0)
+    boxes = sum(int((p["scores"] >= threshold).sum()) for p in reference)
+    return Agreement(len(reference), boxes, missing, extra, score, pixels, 1.0 - apart)
+
+
+def _partners(one: Prediction, other: Prediction, threshold: float) -> tuple[Tensor, int]:
+    """Differences (n, 3) of boxes of `one`, from the threshold on, to their partners in `other`; how many have none.
+
+    Partners are taken in falling overlap, each once. Of a box thinner than a pixel rounding alone makes another IoU, so
+    there the place decides.
+    """
+    rows = torch.where(one["scores"] >= threshold)[0]
+    left, right = one["boxes"][rows].double(), other["boxes"].double()
+    overlap = box_iou(left, right).nan_to_num(0.0)  # (n, m)
+    thin = (left[:, 2:] - left[:, :2]).amin(dim=-1) < 1.0  # (n,)
+    same_place = (left[:, None] - right).abs().amax(dim=-1) <= SAME_PLACE  # (n, m)
+    overlap = torch.where(thin[:, None] & same_place, 1.0, overlap)
+    overlap = torch.where(one["labels"][rows, None] == other["labels"], overlap, 0.0)
+    found = []
+    while overlap.numel() and overlap.max() > PARTNER_IOU:
+        i, j = divmod(int(overlap.argmax()), overlap.shape[1])
+        score = (one["scores"][rows[i]] - other["scores"][j]).abs().item()
+        pixels = (one["boxes"][rows[i]] - other["boxes"][j]).abs().max().item()
+        found.append((score, pixels, 1.0 - overlap[i, j].item()))
+        overlap[i, :], overlap[:, j] = 0.0, 0.0
+    return torch.tensor(found, dtype=torch.float64).view(-1, 3), len(rows) - len(found)
+
+
+def enough(reference: Sequence[Prediction], tolerance: Tolerance) -> float:
+    """The threshold that leaves `least_boxes` to compare, or all where there are fewer; ParityError where none are."""
+    scores = torch.cat([torch.zeros(0), *(p["scores"].cpu() for p in reference)]).sort(descending=True).values
+    if not len(scores):
+        what = f"the trained detector finds nothing in {len(reference)} images, so the export cannot be proven"
+        raise ParityError("PARITY", what, fix="verify on images with objects, or train longer")
+    return min(tolerance.threshold, scores[: tolerance.least_boxes][-1].item())
+
+
+def verify(
+    detector: nn.Module, path: Path, images: Sequence[Tensor], *, tolerance: Tolerance = Tolerance()
+) -> dict[str, Any]:
+    """Compare a file with its detector on letterboxed images (3, H, W) uint8; ParityError if they do not agree."""
+    reference = predict_torch(detector, images)
+    threshold = enough(reference, tolerance)
+    agreement = _agreed("the ONNX model", reference, predict_onnx(path, images), threshold, tolerance)
+    return {"threshold": threshold, "torch_onnx": asdict(agreement), **_evidence(path, tolerance)}
+
+
+def export_verified(
+    unmerged: nn.Module,
+    merged: nn.Module,
+    folder: Path,
+    images: Sequence[Tensor],
+    *,
+    classes: Sequence[str],
+    score_thresholds: Mapping[str, float] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    opset: int = 18,
+    tolerance: Tolerance = Tolerance(),
+) -> Path:
+    """Write folder/model.onnx and folder/parity.json if all three models agree; if not, an older pair stays untouched.
+
+    unmerged: the detector as it was trained. merged: the same with its adapters folded in, which is what is exported;
+    give the unmerged one twice where it cannot be merged. Both in eval mode, on the CPU. images: letterboxed (3, H, W)
+    uint8. score_thresholds, metadata: see `export_onnx`.
+    Raises ParityError, without writing anything, if the merged or the exported model differs from the trained one.
+    """
+    target = folder / "model.onnx"
+    part, note = (folder / f".{name}.{os.getpid()}.unproven" for name in ("model.onnx", "parity.json"))
+    reference = predict_torch(unmerged, images)
+    threshold = enough(reference, tolerance)
+    plain = predict_torch(merged, images)
+    merging = _agreed("the merged detector", reference, plain, threshold, tolerance)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        export_onnx(merged, part, classes=classes, score_thresholds=score_thresholds, metadata=metadata, opset=opset)
+        exported = predict_onnx(part, images)
+        parity = {
+            "threshold": threshold,
+            "unmerged_merged": asdict(merging),
+            "merged_onnx": asdict(_agreed("the ONNX model", plain, exported, threshold, tolerance)),
+            "unmerged_onnx": asdict(_agreed("the ONNX model", reference, exported, threshold, tolerance)),
+            **_evidence(part, tolerance),
+        }
+        note.write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, target)  # both files are whole by now, so that a full disk cannot part them
+        os.replace(note, folder / "parity.json")
+    except OSError as error:
+        raise ResourceError("WRITE", f"the export cannot be written: {error}", where=str(folder)) from error
+    finally:
+        part.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+    return target
+
+
+def predict_torch(detector: nn.Module, images: Sequence[Tensor]) -> list[Prediction]:
+    """Predictions of a detector in eval mode on images (3, H, W) uint8, one by one."""
+    device = next(detector.parameters()).device
+    with torch.no_grad():
+        found = [detector(image[None].to(device))[0] for image in images]
+    # label 0 is background: torchvision's one-stage heads can give it, and Detector.raw leaves it out
+    rows = [p["labels"] > 0 for p in found]
+    return [
+        Prediction(boxes=p["boxes"][keep].cpu(), scores=p["scores"][keep].cpu(), labels=p["labels"][keep].cpu())
+        for p, keep in zip(found, rows, strict=True)
+    ]
+
+
+def predict_onnx(path: Path, images: Sequence[Tensor]) -> list[Prediction]:
+    """Predictions of an exported file on images (3, H, W) uint8, fed in batches of changing size."""
+    detector, sizes = Detector(path), cycle(BATCHES)
+    found: list[Detections] = []
+    while len(found) < len(images):
+        batch = images[len(found) : len(found) + next(sizes)]
+        found += detector.raw(np.stack([image.cpu().numpy() for image in batch]))
+    tensors = [tuple(torch.from_numpy(x) for x in (f.boxes, f.scores, f.labels)) for f in found]
+    return [Prediction(boxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in tensors]
+
+
+def _agreed(
+    who: str, reference: Sequence[Prediction], candidate: Sequence[Prediction], threshold: float, tolerance: Tolerance
+) -> Agreement:
+    agreement = compare(reference, candidate, threshold=threshold)
+    if not agreement.within(tolerance):
+        what = f"{who} does not agree with the trained detector: {agreement.sentence(tolerance)}"
+        raise ParityError("PARITY", what, why="No model was written")
+    return agreement
+
+
+def _evidence(path: Path, tolerance: Tolerance) -> dict[str, Any]:
+    """What the comparison was made with: enough to repeat it, and to tell which file it speaks of."""
+    return {
+        "agree": True,
+        "tolerance": asdict(tolerance),
+        "batches": list(BATCHES),
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "model_bytes": path.stat().st_size,
+        "versions": {
+            "cvpeft": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+    }

@@ -1,0 +1,201 @@
+"""An Adapter takes the place of one module, keeps it as `.base`, and computes something of the same signature.
+
+Who owns a tensor follows from the tree alone: it belongs to its nearest Adapter ancestor, unless it lies inside that
+Adapter's `.base`. Training, saving, disabling and merging all read the tree through `walk` and know no method by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+from torch import Tensor, nn
+
+from cvpeft.errors import AdapterError
+from cvpeft.types import Site
+
+__all__ = [
+    "Adapter", "BypassError", "Dense", "Place", "adapters", "canonical", "output_width", "plain", "tensors",
+    "train_owned", "walk",
+]  # fmt: skip
+
+TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
+
+
+class BypassError(AttributeError):
+    """The model read an attribute of a replaced module instead of calling it."""
+
+
+class Adapter(nn.Module):
+    """Base class of all methods. A method's settings are the keyword-only arguments of its constructor.
+
+    targets: roles of the sites that it takes by default; at least one must exist in the model.
+    accepts: types of module that it can stand in for.
+    identity_at_init: whether a fresh Adapter computes exactly what its base computes.
+    method: name in configs and keys; the name of the file, unless the class sets its own.
+
+    `.base` is never written. No attribute of it is exposed: a model that reads `.weight` would go past the method.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ()
+    accepts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
+    identity_at_init: ClassVar[bool] = True
+    method: ClassVar[str] = ""
+
+    base: nn.Module
+    site: Site
+
+    def __init_subclass__(cls) -> None:
+        if "method" not in vars(cls):
+            cls.method = cls.__module__.rpartition(".")[2]
+
+    def __init__(self, base: nn.Module, site: Site) -> None:
+        super().__init__()
+        self.base = base
+        self.site = site
+
+    @classmethod
+    def roles(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Default roles under these settings, for methods with a setting that chooses the place."""
+        return cls.targets
+
+    @classmethod
+    def build(cls, places: Sequence[tuple[nn.Module, Site]], **settings: Any) -> list[Adapter]:
+        """One Adapter for each (base, site), in their order; override it to let them share a module."""
+        return [cls(base, site, **settings) for base, site in places]
+
+    def merged(self) -> nn.Module | None:
+        """A new plain module with the change folded in; None where that is impossible. `.base` is plain when asked."""
+        return None
+
+    def train(self, mode: bool = True) -> Self:
+        train_owned(self, mode)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            site = vars(self).get("site")
+            where = f"{self.method} at {site.path}" if site else self.method
+            raise BypassError(f"{where} has no '{name}': the model reads it and does not call the module") from None
+
+
+class Dense(Adapter):
+    """Trains a copy of a leaf module, so that the original stays as it was.
+
+    only: parameters to train; the others stay shared with the base. Empty: all. Buffers (BatchNorm's statistics) are
+    always copied, since they change in training.
+    """
+
+    method = "dense"
+
+    def __init__(self, base: nn.Module, site: Site, *, only: tuple[str, ...] = ()) -> None:
+        super().__init__(base, site)
+        original = dict(base.named_parameters(recurse=False))
+        if unknown := set(only) - set(original):
+            raise AdapterError("DENSE", f"{site.path} has no parameter {', '.join(sorted(unknown))}")
+        self.trained = copy.deepcopy(base)
+        for name, parameter in original.items():
+            if only and name not in only:
+                self.trained.register_parameter(name, parameter)
+            else:
+                self.trained.get_parameter(name).requires_grad_(True)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.trained(*args, **kwargs)
+
+    def merged(self) -> nn.Module:
+        return copy.deepcopy(self.trained)
+
+
+class Place(NamedTuple):
+    """A module of an adapted model.
+
+    path: canonical path; that of an Adapter is its site's.
+    owner: the Adapter that owns the module's tensors; None for the model's own.
+    in_base: the module stands inside an Adapter's `.base`, and no nearer Adapter owns it.
+    """
+
+    path: str
+    module: nn.Module
+    owner: Adapter | None
+    in_base: bool
+
+    @property
+    def prefix(self) -> str:
+        """Canonical prefix of the keys of the module's own tensors."""
+        return _join(self.path, self.module.method) if isinstance(self.module, Adapter) else self.path
+
+
+def walk(model: nn.Module) -> Iterator[Place]:
+    """Every module of the model, parents first; a module that is reached twice is given twice."""
+    yield from _walk(Place("", model, None, False))
+
+
+def _walk(place: Place) -> Iterator[Place]:
+    path, module, owner, in_base = place
+    if isinstance(module, Adapter):
+        place = Place(path, module, module, False)
+    yield place
+    for name, child in module._modules.items():  # named_children would give a child that has two names once
+        if child is None:
+            continue
+        if not isinstance(module, Adapter):
+            yield from _walk(Place(canonical(_join(path, name)), child, owner, in_base))
+        elif name == "base":
+            yield from _walk(Place(path, child, None, True))
+        else:
+            yield from _walk(Place(_join(place.prefix, name), child, module, False))
+
+
+def _join(*parts: str) -> str:
+    return ".".join(filter(None, parts))
+
+
+def canonical(path: str) -> str:
+    """The dotted path as it is in the plain model, without the steps that wrappers put in."""
+    return ".".join(step for step in path.split(".") if step not in TRANSPARENT)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The innermost module under a stack of Adapters."""
+    while isinstance(module, Adapter):
+        module = module.base
+    return module
+
+
+def adapters(model: nn.Module) -> dict[str, list[Adapter]]:
+    """Canonical path -> the Adapters that stand there, innermost first."""
+    found: dict[str, list[Adapter]] = {}
+    for place in walk(model):
+        if isinstance(place.module, Adapter):
+            found.setdefault(place.path, []).insert(0, place.module)
+    return found
+
+
+def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's own parameters and persistent buffers, those of its children left out."""
+    yield from module.named_parameters(recurse=False)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
+def output_width(module: nn.Module) -> int:
+    """Channels that come out of attention, an mlp or a block: those of its last linear map.
+
+    AdapterError: it has none.
+    """
+    maps = [p.module for p in walk(module) if p.owner is None and isinstance(p.module, nn.Linear | nn.Conv2d)]
+    if not maps:
+        raise AdapterError("TARGET", f"a {type(module).__name__} has no linear map and so no width of its own")
+    return maps[-1].weight.shape[0]
+
+
+def train_owned(model: nn.Module, mode: bool = True) -> nn.Module:
+    """Like nn.Module.train, but only what Adapters own leaves eval mode: a frozen BatchNorm must not drift."""
+    for place in walk(model):
+        place.module.training = mode and place.owner is not None
+    return model

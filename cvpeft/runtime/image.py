@@ -1,0 +1,238 @@
+"""Photograph -> network input: the one decoder and the one letterbox.
+
+Training, evaluation and deployment all call these functions, so that they cannot differ. Needs numpy and Pillow only.
+Sizes are (height, width); boxes are x1 y1 x2 y2 in pixels, upright.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cvpeft.errors import DataError
+
+__all__ = [
+    "FORMATS", "MAX_PIXELS", "PAD", "Letterbox", "Size", "decode", "fit", "letterbox", "load", "resize", "upright_size",
+]  # fmt: skip
+
+Size = tuple[int, int]
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # JPEG stands for the multi-picture files of phones too
+MAX_PIXELS = 100_000_000
+PAD = 114  # grey of the bars beside the image
+
+ORIENTATION = 0x0112  # EXIF tag; what turns the stored pixels upright, by its value
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPPED = (5, 6, 7, 8)  # values that swap width and height
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+COPY_AGAIN = "copy the file again from its origin, or take it out of the json"
+SIGNATURES = (  # first byte, end, values, what such a file is
+    (4, 12, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1"), "a HEIC photo (iPhone)"),
+    (4, 12, (b"ftypavif", b"ftypavis"), "an AVIF image"),
+    (0, 4, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "a TIFF or raw camera image"),
+    (0, 4, (b"GIF8",), "a GIF image"),
+    (0, 4, (b"8BPS",), "a Photoshop image"),
+    (0, 4, (b"%PDF",), "a PDF document"),
+    (0, 8, (b"\0\0\0\x0cjP  ",), "a JPEG 2000 image"),
+    (0, 2, (b"\xff\x0a",), "a JPEG XL image"),
+)
+
+
+def decode(source: Path | BinaryIO, *, at_least: Size | None = None) -> tuple[np.ndarray, Size]:
+    """Pixels (H, W, 3) uint8 RGB, upright and read-only, and the upright full (height, width) of the file.
+
+    EXIF orientation is applied here and nowhere else; an EXIF block that cannot be read counts as upright.
+    Grey is repeated, palettes are looked up, transparency is laid over white; colour profiles are not applied.
+    at_least: a large JPEG is decoded at 1/2, 1/4 or 1/8 while the upright result stays at least this (height, width).
+    Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above MAX_PIXELS.
+    """
+    with _guard(source), Image.open(source, formats=FORMATS) as image:
+        _check(image, source)
+        orientation = _orientation(image)
+        full = _upright(image, orientation)
+        if at_least is not None:
+            height, width = at_least[::-1] if orientation in SWAPPED else at_least
+            image.draft("RGB", (width, height))
+        rgb = _rgb(image)
+        turn = TURNS.get(orientation)
+        return np.asarray(rgb if turn is None else rgb.transpose(turn)), full
+
+
+def upright_size(source: Path | BinaryIO) -> Size:
+    """(height, width) of the upright image without decoding it (a PNG's EXIF may stand last, so PNG is decoded).
+
+    Raises DataError as `decode` does.
+    """
+    with _guard(source), Image.open(source, formats=FORMATS) as image:
+        _check(image, source)
+        return _upright(image, _orientation(image))
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an image of size `source` lies in a network input of size `size`: resized to `inner`, moved by (top, left).
+
+    The two axes have their own exact scale, inner / source, because `inner` is rounded to whole pixels.
+    """
+
+    source: Size
+    size: Size
+    inner: Size
+    top: int
+    left: int
+
+    def forward(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) in source pixels -> boxes (N, 4) float64 in network pixels."""
+        return np.asarray(boxes, np.float64).reshape(-1, 4) * self._scale() + self._offset()
+
+    def inverse(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (N, 4) in network pixels -> boxes (N, 4) float64 in source pixels, clipped to the image."""
+        height, width = self.source
+        boxes = (np.asarray(boxes, np.float64).reshape(-1, 4) - self._offset()) / self._scale()
+        return np.clip(boxes, 0, (width, height, width, height))
+
+    def paste(self, image: np.ndarray) -> np.ndarray:
+        """Image (inner h, inner w, 3) uint8 -> canvas (H, W, 3) uint8 with grey bars."""
+        canvas = np.full((*self.size, 3), PAD, np.uint8)
+        canvas[self.top : self.top + self.inner[0], self.left : self.left + self.inner[1]] = image
+        return canvas
+
+    def _scale(self) -> np.ndarray:
+        y, x = self.inner[0] / self.source[0], self.inner[1] / self.source[1]
+        return np.array((x, y, x, y))
+
+    def _offset(self) -> np.ndarray:
+        return np.array((self.left, self.top, self.left, self.top))
+
+
+def load(source: Path | BinaryIO, size_hw: Size) -> tuple[np.ndarray, Letterbox]:
+    """A photograph as the network sees it in evaluation and deployment: (H, W, 3) uint8, and where it lies in it."""
+    image, full = decode(source, at_least=size_hw)
+    return letterbox(image, size_hw, full)
+
+
+def fit(source_hw: Size, size_hw: Size) -> Letterbox:
+    """The largest centred placement of an image in the network input that keeps its aspect ratio."""
+    scale = min(size_hw[0] / source_hw[0], size_hw[1] / source_hw[1])
+    height, width = (max(1, min(round(side * scale), room)) for side, room in zip(source_hw, size_hw, strict=True))
+    return Letterbox(source_hw, size_hw, (height, width), (size_hw[0] - height) // 2, (size_hw[1] - width) // 2)
+
+
+def letterbox(image: np.ndarray, size_hw: Size, source_hw: Size | None = None) -> tuple[np.ndarray, Letterbox]:
+    """Image (h, w, 3) uint8 -> network input (H, W, 3) uint8 and the geometry between them.
+
+    source_hw: full size of the photograph, which boxes refer to, where `image` was decoded at a fraction of it.
+    """
+    geometry = fit(source_hw or (image.shape[0], image.shape[1]), size_hw)
+    return geometry.paste(resize(image, geometry.inner)), geometry
+
+
+def resize(image: np.ndarray, size_hw: Size) -> np.ndarray:
+    """Bilinear with antialiasing, (h, w, 3) -> (H, W, 3) uint8; from 4x on averaged by a whole factor first."""
+    if image.shape[:2] == size_hw:
+        return image
+    size = (size_hw[1], size_hw[0])
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _check(image: Image.Image, source: Path | BinaryIO) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(source, f"{image.width}x{image.height} pixels")
+    if image.mode in DEEP_MODES or (image.format == "PNG" and "16" in str(getattr(image, "tile", ""))):
+        what, why = "the image has 16 or more bits per channel", "how they map to 8 bits cannot be guessed"
+        raise DataError("DEPTH", what, where=_name(source), why=why, fix="convert it to 8 bits per channel")
+    if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+        fix = "save the frame that was labelled as a JPEG or PNG"
+        raise DataError("ANIMATED", "the image is animated", where=_name(source), fix=fix)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a broken EXIF block raises whatever its parser met first
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Size:
+    return (image.width, image.height) if orientation in SWAPPED else (image.height, image.width)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextmanager
+def _guard(source: Path | BinaryIO) -> Iterator[None]:
+    """Whatever goes wrong while an image is read becomes one DataError that names the file.
+
+    Pillow's own warnings are silent: it warns of sizes between two limits, where `_check` refuses by one limit before
+    anything is decoded, and of EXIF that it cannot read, which counts as upright.
+    """
+    name = _name(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataError("MISSING", "the image file does not exist", where=name) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError("READ", f"the image cannot be opened ({error.strerror})", where=name) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(source, "far more pixels") from error
+    except UnidentifiedImageError as error:
+        raise _unknown_format(source) from error
+    except Exception as error:  # damaged bytes raise OSError, ValueError, SyntaxError, struct.error, IndexError...
+        what = f"the image is damaged or cut off ({str(error).strip('. ') or type(error).__name__})"
+        raise DataError("IMAGE", what, where=name, fix=COPY_AGAIN) from error
+
+
+def _too_large(source: Path | BinaryIO, found: str) -> DataError:
+    what = f"the image has {found}, more than the limit of {MAX_PIXELS // 1_000_000} million"
+    why = "decoding it could exhaust the memory"
+    return DataError("PIXELS", what, where=_name(source), why=why, fix="scale it down, and its boxes with it")
+
+
+def _unknown_format(source: Path | BinaryIO) -> DataError:
+    head = _head(source)
+    if not head:
+        return DataError("IMAGE", "the image file is empty", where=_name(source), fix=COPY_AGAIN)
+    if head.startswith(b"version https://git-lfs"):
+        what = "the file is a Git LFS pointer, not the image"
+        return DataError("IMAGE", what, where=_name(source), fix="run `git lfs pull` in its repository")
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
+        return DataError("IMAGE", "the image is damaged in its header", where=_name(source), fix=COPY_AGAIN)
+    kinds = (kind for start, end, values, kind in SIGNATURES if head[start:end] in values)
+    what = f"the file is {next(kinds, 'of an unknown kind')}; JPEG, PNG, WebP and BMP are read"
+    return DataError("FORMAT", what, where=_name(source), fix="convert it to JPEG or PNG; renaming does not help")
+
+
+def _head(source: Path | BinaryIO) -> bytes:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return file.read(32)
+    source.seek(0)
+    return source.read(32)
+
+
+def _name(source: Path | BinaryIO) -> str:
+    return str(source if isinstance(source, Path) else getattr(source, "name", "image"))

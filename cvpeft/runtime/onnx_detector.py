@@ -1,0 +1,153 @@
+"""An exported file -> detections in pixels of the photo. Needs numpy, Pillow and onnxruntime, no torch.
+
+    detector = Detector("model.onnx")
+    for found in detector(["street.jpg"]):
+        print(found.names, found.scores, found.boxes)
+
+Letters: B images, N boxes, H and W the network input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from cvpeft.errors import DataError
+from cvpeft.runtime.image import decode, letterbox
+
+__all__ = ["Detections", "Detector"]
+
+OUTPUTS = ("boxes", "scores", "labels", "num")
+NEEDED = ("classes", "input_size", "score_thresholds", "resize", "pad_value", "color_order", "input_range")
+FEED = {
+    "resize": "letterbox",
+    "pad_value": 114,
+    "color_order": "RGB",
+    "input_range": [0, 255],
+}  # what this program can feed
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, falling in score."""
+
+    boxes: (
+        np.ndarray
+    )  # (N, 4) float32 x1 y1 x2 y2 in pixels of the upright photo (of the network input from `Detector.raw`)
+    scores: np.ndarray  # (N,) float32
+    labels: np.ndarray  # (N,) int64, 1..number of classes
+    names: tuple[str, ...]
+
+
+class Detector:
+    """One exported file, ready to run on the CPU.
+
+    classes: names in order; label 1 is the first. size: (height, width) of the network input. thresholds: class name ->
+    score from which a box counts. metadata: everything that the file says of itself. Raises DataError for a file that
+    cannot be read or that `cvpeft export` did not write.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+        """threads: of onnxruntime; 0: as many as cores."""
+        self.path = Path(path)
+        self._session = _open(self.path, threads)
+        self.metadata = _metadata(self._session, self.path)
+        self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
+        height, width = self.metadata["input_size"]
+        self.size: tuple[int, int] = (height, width)
+        self.thresholds: dict[str, float] = dict(self.metadata["score_thresholds"])
+
+    def __call__(
+        self, images: Sequence[str | Path | np.ndarray], *, threshold: float | None = None
+    ) -> list[Detections]:
+        """Detect in photos, one after the other.
+
+        images: files, or arrays (h, w, 3) uint8 RGB. threshold: lowest score for every class; None: the file's own.
+        """
+        return [self._detect(image, threshold) for image in images]
+
+    def raw(self, images: np.ndarray) -> list[Detections]:
+        """All detections of letterboxed images (B, 3, H, W) RGB 0..255, in pixels of the network input."""
+        outputs = self._session.run(OUTPUTS, {"images": np.ascontiguousarray(images, dtype=np.float32)})
+        found = []
+        for boxes, scores, labels, _ in zip(*outputs, strict=True):
+            rows = np.flatnonzero(labels)  # padding has label 0, and so has what a one-stage head takes for background
+            names = tuple(self.classes[label - 1] for label in labels[rows])
+            found.append(Detections(boxes[rows], scores[rows], labels[rows], names))
+        return found
+
+    def _detect(self, image: str | Path | np.ndarray, threshold: float | None) -> Detections:
+        pixels, source = _pixels(image, self.size)
+        pixels, geometry = letterbox(pixels, self.size, source)  # (H, W, 3)
+        found = self.raw(pixels.transpose(2, 0, 1)[None])[0]
+        least = [self.thresholds[name] if threshold is None else threshold for name in found.names]
+        keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
+        boxes = geometry.inverse(found.boxes[keep]).astype(np.float32)
+        return Detections(boxes, found.scores[keep], found.labels[keep], tuple(found.names[i] for i in keep))
+
+
+def _pixels(image: str | Path | np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    if not isinstance(image, np.ndarray):
+        return decode(Path(image), at_least=size)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        what = f"an image array is {image.dtype} of shape {image.shape}, but must be uint8 RGB (height, width, 3)"
+        raise DataError("IMAGE", what)
+    return image, (image.shape[0], image.shape[1])
+
+
+def _open(path: Path, threads: int) -> Any:
+    if not path.is_file():
+        raise DataError("MODEL", "no such file", where=str(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what is wrong is told once, by the exception
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        reason = str(error).splitlines()[0].strip().rstrip(".")
+        raise DataError("MODEL", f"ONNX Runtime cannot read it: {reason}", where=str(path)) from error
+
+
+def _metadata(session: Any, path: Path) -> dict[str, Any]:
+    """The file's own description, checked; DataError tells everything that is wrong with it."""
+    try:
+        found = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _foreign(path, "its metadata is not JSON") from error
+    missing = [key for key in NEEDED if key not in found]
+    if missing:
+        raise _foreign(path, f"its metadata lacks {', '.join(missing)}")
+    faults = [f"{key} is {found[key]!r}, not {value!r}" for key, value in FEED.items() if found[key] != value]
+    classes, size, thresholds = found["classes"], found["input_size"], found["score_thresholds"]
+    if not _names(classes):
+        faults.append(f"classes is {classes!r}, not a list of names")
+    elif not isinstance(thresholds, dict) or not all(_number(thresholds.get(name)) for name in classes):
+        faults.append(f"score_thresholds is {thresholds!r}, without a number for each class")
+    if list(session.get_inputs()[0].shape[1:]) != [3, *(size if isinstance(size, list) else [])]:
+        faults.append(f"input_size is {size!r}, but the input's shape is {session.get_inputs()[0].shape}")
+    if {output.name for output in session.get_outputs()} != set(OUTPUTS):
+        faults.append(f"its outputs are {', '.join(output.name for output in session.get_outputs())}")
+    if faults:
+        raise _foreign(path, "; ".join(faults))
+    return found
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _foreign(path: Path, what: str) -> DataError:
+    why = "How to feed it and what its outputs mean is not known"
+    return DataError(
+        "MODEL", f"not a model of `cvpeft export`: {what}", where=str(path), why=why, fix="cvpeft export RUN"
+    )

@@ -1,0 +1,35 @@
+"""The model card of an adapter folder: what it is, what it was made from, what it reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cvpeft.config import schema
+
+__all__ = ["model_card"]
+
+
+def model_card(meta: Mapping[str, Any], settings: schema.Settings) -> str:
+    """Markdown from the content of adapter_config.json; figures stand there only if they were measured."""
+    base, methods = meta["base"], meta["methods"]
+    how = ", ".join(f"{m['name']} {m['settings'] or ''}".strip() for m in methods) or f"mode {meta['mode']}"
+    lines = [
+        f"# {settings.run.name}",
+        "",
+        f"A {settings.detector.head} detector on {base['name']} for the classes {', '.join(meta['classes'])}.",
+        "",
+        f"- Adapted by: {how}, at {len(meta['sites'])} sites",
+        f"- Base weights: {base['weights']}, sha256 of its frozen tensors {base['sha256'][:16]}",
+        f"- Input: {' x '.join(map(str, meta['preprocessing']['size']))} pixels (height x width), letterboxed",
+        f"- Training data: {', '.join(f.name for f in settings.data.train)}, sha256 {meta['data'][:16]}",
+        f"- Seed {settings.run.seed}, {settings.train.epochs} epochs, cvpeft {meta['cvpeft']}",
+        "",
+    ]
+    if val := meta.get("val"):
+        lines += [
+            f"On {', '.join(f.name for f in settings.data.val)} (which chose the epoch, {val['epoch']}): "
+            f"AP {val['AP']:.3f}, AP50 {val['AP50']:.3f}.",
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""Resume states that survive a kill or a full disk at any moment.
+
+A state is a folder: safetensors, state.json, and manifest.json with the sha256 of each, written last. It is written
+under another name, synced, and only then takes its place; the one before stays as `last-1`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from cvpeft.errors import CheckpointError, ResourceError
+
+__all__ = ["State", "load_state", "optimizer_tensors", "restore_optimizer", "save_state", "sweep", "write_atomic"]
+
+MANIFEST = "manifest.json"
+TEMP = ".part"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run needs to go on as if it had never stopped.
+
+    tensors: groups of named tensors, such as "model", "ema", "optimizer", "rng".
+    values: json values such as epoch and step.
+    """
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    values: Mapping[str, Any]
+
+
+def save_state(folder: Path, state: State, *, keep: bool = True) -> None:
+    """Write `state` to `folder`; the state that stood there becomes `folder-1` (or goes, with keep=False).
+
+    ResourceError where the disk refuses; the old state is then untouched.
+    """
+    temp = folder.with_name(folder.name + TEMP)
+    try:
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(parents=True)
+        for group, tensors in state.tensors.items():
+            save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, temp / f"{group}.safetensors")
+        (temp / "state.json").write_text(json.dumps(dict(state.values), indent=1))
+        (temp / MANIFEST).write_text(json.dumps({f.name: _sha256(f) for f in sorted(temp.iterdir())}, indent=1))
+        for file in temp.iterdir():
+            _sync(file)
+        _sync(temp)
+        _take_place(temp, folder, keep=keep)
+    except OSError as e:
+        raise _disk_error(e, folder) from e
+
+
+def _take_place(temp: Path, folder: Path, *, keep: bool) -> None:
+    previous = folder.with_name(folder.name + "-1")
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(folder, previous)  # a kill right here leaves `previous`, which load_state then takes
+    os.replace(temp, folder)
+    if not keep:
+        shutil.rmtree(previous, ignore_errors=True)
+    _sync(folder.parent)
+
+
+def load_state(folder: Path) -> tuple[State, Path] | None:
+    """The newest whole state at `folder` or `folder-1`, and where it was; None where there never was one.
+
+    CheckpointError where there are states but none is whole.
+    """
+    faults = []
+    for place in (folder, folder.with_name(folder.name + "-1")):
+        if not place.exists():
+            continue
+        try:
+            return _read(place), place
+        except (OSError, ValueError, SafetensorError) as e:
+            faults.append(f"{place.name}: {e}")
+    if faults:
+        raise CheckpointError(
+            "STATE",
+            f"no whole resume state ({'; '.join(faults)})",
+            where=str(folder),
+            why="going on from a damaged state would change the result",
+            fix="start again under another run.name",
+        )
+    return None
+
+
+def _read(folder: Path) -> State:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, digest in manifest.items():
+        if _sha256(folder / name) != digest:
+            raise ValueError(f"{name} was changed or is not whole")
+    groups = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    return State(groups, json.loads((folder / "state.json").read_text()))
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed run left half written."""
+    for leftover in run.glob(f"*{TEMP}"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's moments as named tensors: "{index of the parameter}.{name of the moment}"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": t for i, moments in state.items() for name, t in moments.items()}
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the moments of `optimizer_tensors` back; learning rates come from the schedule."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, t in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = t
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Write a text file so that it is either the old one or the new one, never a part."""
+    temp = file.with_name(file.name + TEMP)
+    try:
+        temp.write_text(text, encoding="utf-8")
+        _sync(temp)
+        os.replace(temp, file)
+    except OSError as e:
+        raise _disk_error(e, file) from e
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _disk_error(e: OSError, place: Path) -> ResourceError:
+    free = shutil.disk_usage(place.parent).free / 2**20 if place.parent.exists() else 0.0
+    full = e.errno == errno.ENOSPC
+    what = f"{place.name} cannot be written ({e.strerror}; {free:.0f} MB free)"
+    why = "The state before it is safe"
+    return ResourceError(
+        "DISK" if full else "WRITE",
+        what,
+        where=str(place.parent),
+        why=why,
+        fix="make room or permit writing, then run the same command",
+    )

@@ -1,0 +1,87 @@
+"""The optimizer: a learning rate for each part, no decay where it hurts, warm-up and cosine, moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EMA", "param_groups", "warmup_cosine"]
+
+
+def param_groups(
+    parameters: Mapping[str, nn.Parameter],
+    part_of: Callable[[str], str],
+    lr: Mapping[str, float],
+    weight_decay: float,
+    undecayed: frozenset[str] = frozenset(),
+) -> list[dict[str, Any]]:
+    """Groups for AdamW, one for each part and kind of decay, in the order of the parameters.
+
+    parameters: the trained tensors by canonical key. part_of: key -> name in `lr`.
+    `full_lr` is the rate that a schedule scales, `part` the name of the group's part.
+    Tensors of one dimension (norms, biases, scales) and those in `undecayed` are not decayed.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for key, p in parameters.items():
+        decayed = p.ndim > 1 and key not in undecayed
+        groups.setdefault((part_of(key), decayed), []).append(p)
+    return [
+        {"params": ps, "lr": lr[part], "full_lr": lr[part], "weight_decay": weight_decay * decayed, "part": part}
+        for (part, decayed), ps in groups.items()
+    ]
+
+
+def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: linear from 0 over `warmup * total` steps, then cosine to 0."""
+    rise = max(1, round(total * warmup))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+    return factor
+
+
+class EMA:
+    """Moving average of the trained tensors (Polyak averaging), with a rising decay so that early steps are forgotten.
+
+    decay: of the average per step, in 0..1; 0 keeps the tensors themselves.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.average = {key: t.detach().clone() for key, t in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take in the tensors after one optimizer step; integer tensors (counters) are copied."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (10 + self.steps))
+        for key, mean in self.average.items():
+            if mean.is_floating_point():
+                mean.lerp_(tensors[key].detach(), 1 - decay)
+            else:
+                mean.copy_(tensors[key])
+
+    @contextmanager
+    def swapped_in(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model holds the average inside the block, and its own tensors again after it, whatever happens."""
+        kept = {key: t.detach().clone() for key, t in tensors.items()}
+        try:
+            _copy(self.average, tensors)
+            yield
+        finally:
+            _copy(kept, tensors)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for key, t in target.items():
+        t.copy_(source[key])

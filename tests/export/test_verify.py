@@ -1,0 +1,141 @@
+"""Parity: what counts as agreement, and that nothing is left behind without it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+
+import pytest
+import torch
+
+from cvpeft.errors import ParityError
+from cvpeft.export.verify import Tolerance, compare, enough, export_verified, verify
+from tests.export.stand_in import CLASSES, scenes
+
+
+def found(*rows: tuple[float, ...]) -> dict[str, torch.Tensor]:
+    """One prediction of rows (x1, y1, x2, y2, score, label)."""
+    table = torch.tensor(rows).view(-1, 6)
+    return {"boxes": table[:, :4], "scores": table[:, 4], "labels": table[:, 5].long()}
+
+
+A = (10.0, 10.0, 30.0, 30.0, 0.9, 1.0)
+B = (50.0, 10.0, 80.0, 40.0, 0.8, 2.0)
+
+
+def test_swapped_rows_agree():
+    agreement = compare([found(A, B)], [found(B, A)], threshold=0.3)
+    assert (agreement.boxes, agreement.missing, agreement.extra) == (2, 0, 0)
+    assert (agreement.max_score_difference, agreement.max_pixel_difference, agreement.min_iou) == (0, 0, 1)
+    assert agreement.within(Tolerance())
+
+
+def test_missing_and_extra_boxes_are_counted():
+    lost = compare([found(A, B)], [found(A)], threshold=0.3)
+    assert (lost.missing, lost.extra) == (1, 0)
+    more = compare([found(A)], [found(A, B)], threshold=0.3)
+    assert (more.missing, more.extra) == (0, 1)
+    assert not lost.within(Tolerance())
+    assert not more.within(Tolerance())
+
+
+def test_another_class_is_no_partner():
+    other = (*A[:5], 2.0)
+    agreement = compare([found(A)], [found(other)], threshold=0.3)
+    assert (agreement.missing, agreement.extra) == (1, 1)
+
+
+def test_differences_are_measured():
+    moved = (10.0, 10.0, 32.0, 30.0, 0.85, 1.0)
+    agreement = compare([found(A)], [found(moved)], threshold=0.3)
+    assert agreement.max_score_difference == pytest.approx(0.05)
+    assert agreement.max_pixel_difference == 2.0
+    assert agreement.min_iou == pytest.approx(400 / 440)
+    assert not agreement.within(Tolerance())
+
+
+def test_a_box_on_the_threshold_finds_its_partner_below_it():
+    above, below = (*A[:4], 0.30001, 1.0), (*A[:4], 0.29999, 1.0)
+    assert compare([found(above)], [found(below)], threshold=0.3).within(Tolerance())
+    assert compare([found(B, below)], [found(B, above)], threshold=0.3).within(Tolerance())
+
+
+def test_a_partner_serves_once():
+    twin = (10.0, 10.0, 30.0, 31.0, 0.7, 1.0)
+    agreement = compare([found(A, twin)], [found(A)], threshold=0.3)
+    assert (agreement.missing, agreement.min_iou) == (1, 1)
+
+
+def test_a_box_without_area_agrees_with_itself_only():
+    flat = (128.0, 10.0, 128.0, 30.0, 0.5, 1.0)
+    assert compare([found(flat)], [found(flat)], threshold=0.3).within(Tolerance())
+    assert compare([found(flat)], [found(A)], threshold=0.3).missing == 1
+
+
+def test_nothing_compared_is_no_agreement():
+    assert not compare([found()], [found()], threshold=0.3).within(Tolerance())
+
+
+def test_the_threshold_falls_to_the_best_boxes_but_never_rises():
+    scores = [(*A[:4], s, 1.0) for s in (0.9, 0.2, 0.1, 0.05)]
+    tolerance = Tolerance(threshold=0.3, least_boxes=3)
+    assert enough([found(*scores[:2]), found(*scores[2:])], tolerance) == pytest.approx(0.1)
+    assert enough([found(*scores[:2])], tolerance) == pytest.approx(0.2)
+    assert enough([found(*[A] * 5)], tolerance) == pytest.approx(0.3)
+    with pytest.raises(ParityError, match="finds nothing in 2 images"):
+        enough([found(), found()], tolerance)
+
+
+def test_every_head_is_proven(detector, exported):
+    parity = verify(detector, exported, list(scenes(7, seed=3)[0]))
+    assert parity["torch_onnx"]["images"] == 7
+    assert parity["torch_onnx"]["boxes"] >= 20
+    assert parity["model_sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
+
+
+def test_a_proven_export_leaves_a_model_and_its_parity(quick, tmp_path):
+    folder = tmp_path / "run" / "export"
+    path = export_verified(quick, copy.deepcopy(quick), folder, list(scenes(5)[0]), classes=CLASSES)
+    assert sorted(p.name for p in folder.iterdir()) == ["model.onnx", "parity.json"]
+    parity = json.loads((folder / "parity.json").read_text())
+    assert parity["agree"] is True
+    for pair in ("unmerged_merged", "merged_onnx", "unmerged_onnx"):
+        assert parity[pair]["images"] == 5
+        assert parity[pair]["boxes"] >= 20
+        assert parity[pair]["max_score_difference"] <= 1e-4
+        assert parity[pair]["min_iou"] >= 0.999
+    assert parity["model_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert parity["versions"]["torch"] == torch.__version__
+
+
+def test_a_wrong_merge_is_refused_before_anything_is_written(quick, tmp_path):
+    wrong = copy.deepcopy(quick)
+    with torch.no_grad():
+        wrong.head.classification_head.cls_logits.bias += 0.01
+    with pytest.raises(ParityError, match="the merged detector does not agree") as error:
+        export_verified(quick, wrong, tmp_path / "export", list(scenes(3)[0]), classes=CLASSES)
+    assert error.value.exit_code == 5
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_wrong_file_is_refused_and_the_old_one_stays(quick, tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"old model")
+    (tmp_path / "parity.json").write_text("old parity")
+    wrong = copy.deepcopy(quick)
+    with torch.no_grad():
+        wrong.head.regression_head.bbox_reg.bias += 0.1
+    from cvpeft.export import verify as module
+
+    export = module.export_onnx
+    monkeypatch.setattr(module, "export_onnx", lambda _, *args, **options: export(wrong, *args, **options))
+    with pytest.raises(ParityError, match="the ONNX model does not agree"):
+        export_verified(quick, quick, tmp_path, list(scenes(3)[0]), classes=CLASSES)
+    assert (tmp_path / "model.onnx").read_bytes() == b"old model"
+    assert (tmp_path / "parity.json").read_text() == "old parity"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "parity.json"]
+
+
+def test_no_image_is_no_proof(quick, tmp_path):
+    with pytest.raises(ParityError, match="0 images"):
+        export_verified(quick, quick, tmp_path, [], classes=CLASSES)
