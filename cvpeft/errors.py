@@ -11,6 +11,10 @@ CvpeftError                2
     └── ParityError        5   an exported model that does not agree with the trained one
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 __all__ = [
     "AdapterError",
     "BackboneError",
@@ -37,9 +41,17 @@ class CvpeftError(Exception):
 
     def __init__(self, code: str, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.code = code
+        self._parts = (code, what, where, why, fix)
         head = f"E-{code} {where} - {what}." if where else f"E-{code} {what}."
-        tail = (f" {why}." if why else "") + (f" Fix: {fix}" if fix else "")
+        tail = (f" {why[0].upper()}{why[1:]}." if why else "") + (f" Fix: {fix}" if fix else "")
         super().__init__(head + tail)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses process borders, from a loader's worker for one
+        return _rebuild, (type(self), *self._parts)
+
+
+def _rebuild(kind: type[CvpeftError], code: str, what: str, where: str, why: str, fix: str) -> CvpeftError:
+    return kind(code, what, where=where, why=why, fix=fix)
 
 
 class ConfigError(CvpeftError):

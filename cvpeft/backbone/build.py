@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +26,9 @@ __all__ = ["Backbone", "build_backbone"]
 
 log = logging.getLogger(__name__)
 STEP = 32  # both sides of an input are multiples of it, so that every pyramid level has an exact stride
+LEVELS = (4, 8, 16, 32)  # strides of a hierarchical model
+PATCHES = (8, 16)  # of a plain ViT, for which the same holds
+KNOWN = "choose a ViT, DINOv3, ConvNeXt or Swin model"
 
 
 class Backbone(nn.Module):
@@ -38,16 +43,14 @@ class Backbone(nn.Module):
         info: list[dict[str, Any]] = list(net.feature_info)  # type: ignore[arg-type]
         self.net, self.size = net, size
         self.plain = len({i["reduction"] for i in info}) == 1
-        self.indices = (
-            [len(info) - 1] if self.plain else [n for n, i in enumerate(info) if i["reduction"] in (4, 8, 16, 32)]
-        )
+        self.indices = [len(info) - 1] if self.plain else [n for n, i in enumerate(info) if i["reduction"] in LEVELS]
         self.channels = tuple(info[i]["num_chs"] for i in self.indices)
         self.mean: tuple[float, ...] = net.pretrained_cfg["mean"]  # type: ignore[index,assignment]
         self.std: tuple[float, ...] = net.pretrained_cfg["std"]  # type: ignore[index,assignment]
         patch = info[-1]["reduction"]
         # A patch of 14 gives strides of 3.5 and 7, which anchors and RoI pooling round away: the image is resampled to
         # the size at which the same grid has a stride of 16.
-        self.resample = None if not self.plain or _power_of_two(patch) else _patched(size, patch)
+        self.resample = None if not self.plain or patch in PATCHES else _patched(size, patch)
         self.strides = (
             (16 if self.resample else patch,) if self.plain else tuple(info[i]["reduction"] for i in self.indices)
         )
@@ -77,8 +80,10 @@ def build_backbone(
     BackboneError: unknown or unfit model, a size that does not fit, weights that cannot be had.
     """
     _check_size(size)
-    net = _create(name, size, drop_path)
-    body = Backbone(net, size)
+    _check_name(name)
+    with _suiting(name, size):
+        body = Backbone(_create(name, size, drop_path), size)
+    net = body.net
     if weights != "none":
         file = hub_file(name) if weights == "timm" else Path(weights)
         left = load_weights(net, read_weights(file).body, source=str(file))
@@ -92,26 +97,67 @@ def build_backbone(
             )
         grid = (size[0] // body.strides[0], size[1] // body.strides[0])
         window_blocks(net, grid, window, global_blocks or last_of_each_quarter(len(net.blocks)))  # type: ignore[arg-type]
+    with _suiting(name, size):
+        _check_maps(body, name)
     return body
 
 
-def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
+def _check_name(name: str) -> None:
+    known = timm.list_models()
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all"
-        raise BackboneError(
-            "BACKBONE", f"timm {timm.__version__} knows no model '{name}'", fix=f"set backbone.name ({hint})"
-        )
-    common = {"pretrained": False, "num_classes": 0, "drop_path_rate": drop_path}
-    net = timm.create_model(name, **common)
+        near = difflib.get_close_matches(name, known, 3, 0.5)
+    elif "." in name and name not in (tagged := timm.list_pretrained(f"{name.partition('.')[0]}.*")):
+        near = difflib.get_close_matches(name, tagged, 3, 0) or [name.partition(".")[0]]
+    else:
+        return
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all"
+    what = f"timm {timm.__version__} knows no model '{name}'"
+    raise BackboneError("BACKBONE", what, fix=f"set backbone.name ({hint})")
+
+
+def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
+    common: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+    if drop_path:  # not every model takes it
+        common["drop_path_rate"] = drop_path
+    net: Any = timm.create_model(name, **common)
     if not hasattr(net, "forward_intermediates"):
-        raise BackboneError(
-            "BACKBONE", f"'{name}' gives no intermediate maps", fix="choose a ViT, DINOv3, ConvNeXt or Swin model"
-        )
+        raise BackboneError("BACKBONE", f"'{name}' gives no intermediate maps", fix=KNOWN)
     if hasattr(net, "patch_embed"):  # position embeddings and attention masks are made for one size
         patch = net.feature_info[-1]["reduction"] if hasattr(net, "blocks") else 16
-        net = timm.create_model(name, img_size=size if _power_of_two(patch) else _patched(size, patch), **common)
+        net = timm.create_model(name, img_size=size if patch in PATCHES else _patched(size, patch), **common)
     return net
+
+
+@contextmanager
+def _suiting(name: str, size: tuple[int, int]) -> Iterator[None]:
+    """timm has a thousand models; what one of them raises at this size is told as one sentence."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except Exception as e:
+        found = f"{type(e).__name__}: {e}".splitlines()[0]
+        what = f"'{name}' cannot be used at {size[0]} x {size[1]} ({found})"
+        raise BackboneError("BACKBONE", what, fix=f"{KNOWN}, or another data.size") from e
+
+
+def _check_maps(body: Backbone, name: str) -> None:
+    """One forward pass: the maps must be those that pyramid, anchors and RoI pooling count on."""
+    if not body.plain and body.strides != LEVELS:
+        raise BackboneError(
+            "BACKBONE",
+            f"a backbone with maps of stride {list(body.strides)}",
+            why=f"{list(LEVELS)} are needed",
+            fix=KNOWN,
+        )
+    mode = body.training
+    with torch.no_grad():
+        maps = body.eval()(torch.zeros(1, 3, *body.size))
+    body.train(mode)
+    found = [tuple(m.shape[1:]) for m in maps]
+    wanted = [(c, body.size[0] // s, body.size[1] // s) for c, s in zip(body.channels, body.strides, strict=True)]
+    if found != wanted:
+        raise BackboneError("BACKBONE", f"the maps are {found}, {wanted} were expected", fix=KNOWN)
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -123,10 +169,6 @@ def _check_size(size: tuple[int, int]) -> None:
             why=f"both sides must be multiples of {STEP}, or pyramid levels lose their stride",
             fix=f"set data.size={near}",
         )
-
-
-def _power_of_two(n: int) -> bool:
-    return n & (n - 1) == 0
 
 
 def _patched(size: tuple[int, int], patch: int) -> tuple[int, int]:

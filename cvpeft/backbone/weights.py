@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, XetDownloadError
 from safetensors import SafetensorError, safe_open
 from timm.models import load_pretrained
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ __all__ = ["BODY", "DETECTOR_FORMAT", "WeightsFile", "hub_file", "load_weights",
 
 DETECTOR_FORMAT = "cvpeft-detector"  # metadata["format"] of a file that holds a whole detector
 BODY = "backbone.body.net."  # where such a file keeps the backbone
+FILE = "model.safetensors"
+HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, XetDownloadError)  # no base class in common
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def read_weights(file: Path) -> WeightsFile:
         with safe_open(str(file), "pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
             metadata = f.metadata() or {}
-    except SafetensorError as e:
+    except (OSError, SafetensorError) as e:
         raise BackboneError(
             "WEIGHTS", f"not a whole safetensors file ({e})", where=str(file), fix="copy it again"
         ) from e
@@ -73,22 +77,21 @@ def hub_file(name: str) -> Path:
         raise BackboneError(
             "WEIGHTS", f"timm has no hub weights for '{name}'", fix="set backbone.weights to a file, or to none"
         )
-    found = _download(repo, local_files_only=True) or _download(repo, local_files_only=False)
-    if found is None:
+    with suppress(*HUB_ERRORS):
+        return Path(hf_hub_download(repo, FILE, local_files_only=True))
+    try:
+        return Path(hf_hub_download(repo, FILE))
+    except HUB_ERRORS as e:
         raise BackboneError(
             "HUB",
-            f"the weights of '{name}' are not in the hub's cache and the hub cannot be reached",
+            f"the weights of '{name}' are not in the hub's cache and cannot be had from the hub ({_first_line(e)})",
             why="training would start from random weights",
-            fix=f"download model.safetensors of {repo} where there is a network and set backbone.weights=FILE",
-        )
-    return found
+            fix=f"download {FILE} of {repo} where there is a network and set backbone.weights=FILE",
+        ) from e
 
 
-def _download(repo: str, *, local_files_only: bool) -> Path | None:
-    try:
-        return Path(hf_hub_download(repo, "model.safetensors", local_files_only=local_files_only))
-    except (OSError, ValueError):  # the hub's own exceptions derive from these two
-        return None
+def _first_line(e: BaseException) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0].rstrip(".")
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -212,7 +213,11 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 
 def _init_worker(_: int) -> None:
-    """A worker is one of several: threads of its own would only fight for the same cores."""
+    """A worker is one of several: threads of its own would only fight for the same cores.
+
+    It ends with its parent: a SIGTERM to the whole group is the parent's to obey, which still wants to save.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

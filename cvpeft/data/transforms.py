@@ -177,7 +177,7 @@ def _crop(rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray) -> tup
         low, high = 0.0, float(room - length)
         if held is not None:
             low, high = np.clip(sorted((held[axis + 2] - length, held[axis])), low, high)
-        start = round(rng.uniform(low, high))
+        start = round(low + (high - low) * rng.random())  # not rng.uniform, which refuses a range from 0.0 to -0.0
         spans.append((start, start + length))
     return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
 

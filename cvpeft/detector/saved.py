@@ -17,7 +17,7 @@ from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.detector.adapt import adapt, part_of
 from cvpeft.detector.build import build_detector
-from cvpeft.errors import CheckpointError
+from cvpeft.errors import CheckpointError, ResourceError
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
 
@@ -76,12 +76,16 @@ def describe(
 
 def save_adapter(folder: Path, model: nn.Module, meta: Mapping[str, Any], card: str) -> None:
     """Write the owned tensors, their description and a model card; each file is replaced as a whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_owned(folder / WEIGHTS, model, {"format": "cvpeft-adapter"})
-    for name, text in ((CONFIG, json.dumps(meta, indent=1)), (CARD, card)):
-        temp = folder / f"{name}.part"
-        temp.write_text(text, encoding="utf-8")
-        os.replace(temp, folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_owned(folder / WEIGHTS, model, {"format": "cvpeft-adapter"})
+        for name, text in ((CONFIG, json.dumps(meta, indent=1)), (CARD, card)):
+            temp = folder / f"{name}.part"
+            temp.write_text(text, encoding="utf-8")
+            os.replace(temp, folder / name)
+    except OSError as e:
+        what = f"the adapter cannot be written ({e.strerror})"
+        raise ResourceError("WRITE", what, where=str(folder), fix="make room or permit writing") from e
 
 
 def load_adapter(folder: Path, model: nn.Module, classes: Sequence[str]) -> None:
@@ -111,10 +115,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         missing = {"classes", "base", "mode", "preprocessing"} - meta.keys()
-    except (ValueError, AttributeError) as e:
-        raise CheckpointError("ADAPTER", f"not readable json ({e})", where=str(file)) from e
+        missing |= {f"base.{key}" for key in ("name", "weights", "sha256") if key not in meta.get("base", {})}
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        raise CheckpointError("ADAPTER", f"not readable json ({e})", where=str(file), why="it was damaged") from e
     if missing:
-        raise CheckpointError("ADAPTER", f"lacks {', '.join(sorted(missing))}", where=str(file))
+        raise CheckpointError("ADAPTER", f"lacks {', '.join(sorted(missing))}", where=str(file), why="it was damaged")
     return meta
 
 

@@ -21,7 +21,7 @@ from onnxscript import opset18
 from torch import Tensor, nn
 
 from cvpeft import __version__
-from cvpeft.errors import ResourceError
+from cvpeft.errors import ParityError, ResourceError
 from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
 
@@ -44,6 +44,7 @@ def export_onnx(
 
     score_thresholds: class name -> score from which a box counts; goes into the metadata, the outputs keep all boxes.
     metadata: more entries for the file, each a value that JSON can hold; they win over those of `contract`.
+    Raises ParityError if the graph cannot take any number of images, ResourceError if the file cannot be written.
     """
     graph = inference_graph(detector)
     entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
@@ -104,6 +105,11 @@ def _write(graph: InferenceGraph, path: Path, entries: Mapping[str, Any], opset:
             custom_translation_table={torch.ops.cvpeft.nms_mask.default: _nms_mask},
         )
     assert program is not None
+    shape = program.model.graph.inputs[0].shape
+    assert shape is not None
+    if isinstance(shape[0], int):
+        what = f"the graph takes exactly {shape[0]} images: a module of the detector reads their number as a constant"
+        raise ParityError("BATCH", what, fix="use x.shape[0] in the module's forward, not len(x) or int(...)")
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes its stack traces there, with the paths of this machine
         node.doc_string = None

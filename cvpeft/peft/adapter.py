@@ -34,6 +34,7 @@ class Adapter(nn.Module):
     accepts: types of module that it can stand in for.
     identity_at_init: whether a fresh Adapter computes exactly what its base computes.
     method: name in configs and keys; the name of the file, unless the class sets its own.
+    undecayed: names of its own tensors that weight decay must leave alone, because zero is no neutral value for them.
 
     `.base` is never written. No attribute of it is exposed: a model that reads `.weight` would go past the method.
     """
@@ -42,6 +43,7 @@ class Adapter(nn.Module):
     accepts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     identity_at_init: ClassVar[bool] = True
     method: ClassVar[str] = ""
+    undecayed: ClassVar[tuple[str, ...]] = ()
 
     base: nn.Module
     site: Site

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cvpeft.errors import AdapterError, CheckpointError, ResourceError
 from cvpeft.peft.adapter import Adapter, Dense, Place, tensors, walk
 
-__all__ = ["disabled", "fingerprint", "load_owned", "owned", "save_owned"]
+__all__ = ["disabled", "fingerprint", "load_owned", "owned", "save_owned", "undecayed"]
 
 
 def owned(model: nn.Module) -> dict[str, Tensor]:
@@ -50,6 +50,17 @@ def _owned_at(place: Place) -> list[tuple[str, Tensor]]:
         return own
     trains = not place.in_base and any(tensor.requires_grad for _, tensor in own)
     return [(n, t) for n, t in own if trains and (t.requires_grad or not isinstance(t, nn.Parameter))]
+
+
+def undecayed(model: nn.Module) -> frozenset[str]:
+    """Canonical keys of the owned tensors that their Adapters want weight decay to leave alone."""
+    return frozenset(
+        f"{place.prefix}.{name}"
+        for place in walk(model)
+        if isinstance(place.module, Adapter)
+        for name, _ in tensors(place.module)
+        if name in place.module.undecayed
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,10 +24,14 @@ from torch.optim import Optimizer
 
 from cvpeft.errors import CheckpointError, ResourceError
 
-__all__ = ["State", "load_state", "optimizer_tensors", "restore_optimizer", "save_state", "sweep", "write_atomic"]
+__all__ = [
+    "TEMP", "State", "copy_folder", "load_state", "optimizer_tensors", "require_space", "restore_optimizer",
+    "save_state", "sweep", "write_atomic",
+]  # fmt: skip
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-TEMP = ".part"
+TEMP = ".part"  # ending of what is not whole yet
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def save_state(folder: Path, state: State, *, keep: bool = True) -> None:
             _sync(file)
         _sync(temp)
         _take_place(temp, folder, keep=keep)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(temp, ignore_errors=True)  # its room may be what is missing
         raise _disk_error(e, folder) from e
 
 
@@ -76,16 +82,22 @@ def _take_place(temp: Path, folder: Path, *, keep: bool) -> None:
 def load_state(folder: Path) -> tuple[State, Path] | None:
     """The newest whole state at `folder` or `folder-1`, and where it was; None where there never was one.
 
+    A damaged `folder` is told and set aside as `folder.damaged`, or it would take the place of the whole `folder-1`.
     CheckpointError where there are states but none is whole.
     """
-    faults = []
+    faults: list[str] = []
     for place in (folder, folder.with_name(folder.name + "-1")):
         if not place.exists():
             continue
         try:
-            return _read(place), place
+            state = _read(place)
         except (OSError, ValueError, SafetensorError) as e:
             faults.append(f"{place.name}: {e}")
+            continue
+        if faults:
+            log.warning("%s is damaged (%s): going on from %s", folder, faults[0], place.name)
+            _set_aside(folder)
+        return state, place
     if faults:
         raise CheckpointError(
             "STATE",
@@ -97,8 +109,16 @@ def load_state(folder: Path) -> tuple[State, Path] | None:
     return None
 
 
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(folder.name + ".damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+
+
 def _read(folder: Path) -> State:
     manifest = json.loads((folder / MANIFEST).read_text())
+    if sorted(manifest) != sorted(f.name for f in folder.iterdir() if f.name != MANIFEST):
+        raise ValueError(f"{MANIFEST} names other files")
     for name, digest in manifest.items():
         if _sha256(folder / name) != digest:
             raise ValueError(f"{name} was changed or is not whole")
@@ -107,9 +127,12 @@ def _read(folder: Path) -> State:
 
 
 def sweep(run: Path) -> None:
-    """Remove what a killed run left half written."""
-    for leftover in run.glob(f"*{TEMP}"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """Remove what a killed run left half written, in its folder and in those below."""
+    for leftover in [*run.rglob(f"*{TEMP}"), *run.rglob(".*.tmp")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -135,7 +158,32 @@ def write_atomic(file: Path, text: str) -> None:
         _sync(temp)
         os.replace(temp, file)
     except OSError as e:
+        temp.unlink(missing_ok=True)
         raise _disk_error(e, file) from e
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the files of a folder; `target` is absent, the old one or the whole new one, never a part."""
+    temp = target.with_name(target.name + TEMP)
+    try:
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir()
+        for file in source.iterdir():
+            _sync(shutil.copyfile(file, temp / file.name))
+        _sync(temp)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temp, target)
+    except OSError as e:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise _disk_error(e, target) from e
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """ResourceError where fewer than `needed` bytes are free: better before the first step than after many."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        what = f"the run will need about {needed / 2**20:.0f} MB for its states, {free / 2**20:.0f} MB are free"
+        raise ResourceError("DISK", what, where=str(folder), fix="make room, or set run.dir to another disk")
 
 
 def _sync(path: Path) -> None:
@@ -151,10 +199,10 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _disk_error(e: OSError, place: Path) -> ResourceError:
+def _disk_error(e: OSError | SafetensorError, place: Path) -> ResourceError:
     free = shutil.disk_usage(place.parent).free / 2**20 if place.parent.exists() else 0.0
-    full = e.errno == errno.ENOSPC
-    what = f"{place.name} cannot be written ({e.strerror}; {free:.0f} MB free)"
+    full = getattr(e, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(e)  # the latter safetensors'
+    what = f"{place.name} cannot be written ({getattr(e, 'strerror', None) or e}; {free:.0f} MB free)"
     why = "The state before it is safe"
     return ResourceError(
         "DISK" if full else "WRITE",

@@ -6,17 +6,20 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cvpeft.config import schema
 from cvpeft.config.load import dump
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError, ResourceError
-from cvpeft.train.checkpoint import write_atomic
+from cvpeft.train.checkpoint import TEMP, write_atomic
 from cvpeft.train.log import environment
 
 __all__ = ["data_digest", "is_finished", "open_run"]
+
+LOCK = ".lock"
+RESULTS = ("last", "last-1", "best", "adapter")  # what took time to make
 
 
 @contextmanager
@@ -24,38 +27,46 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
     """The run folder for these settings, locked while the block runs.
 
     A new one gets the resolved config and the environment before anything else. An unfinished one of the same settings
-    is given as it is. ConfigError: it holds another run, a finished one, or something else.
+    is given as it is, and one that never came to a first state is begun anew. ConfigError: it holds another run, a
+    finished one, or something else.
     """
-    folder = run_folder(settings)
-    _check(folder, dump(settings))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ResourceError("WRITE", f"cannot make the run folder ({e.strerror})", where=str(folder)) from e
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise ResourceError(
-                "LOCK",
-                "another process trains in this folder",
-                where=str(folder),
-                fix="wait, or choose another run.name",
-            ) from e
-        if not (folder / RESOLVED).exists():
+    folder, text = run_folder(settings), dump(settings)
+    with _locked(folder):
+        _check(folder, text)
+        if _text(folder / RESOLVED) != text:
             write_atomic(folder / "env.json", json.dumps(environment(settings.train.device), indent=1))
-            write_atomic(folder / RESOLVED, dump(settings))
+            write_atomic(folder / RESOLVED, text)
         yield folder
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Makes the folder if need be. The lock is the process's own: loader workers that outlive it do not hold it."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / LOCK).open("w"))
+        except OSError as e:
+            what = f"the run folder cannot be made ({e.strerror})"
+            raise ResourceError(
+                "WRITE", what, where=str(folder), fix="set run.dir to a place that can be written"
+            ) from e
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            what = "another process trains in this folder"
+            raise ResourceError("LOCK", what, where=str(folder), fix="wait, or choose another run.name") from e
+        yield
+
+
 def _check(folder: Path, text: str) -> None:
-    resolved = folder / RESOLVED
     other = "choose another run.name, or move the folder away"
-    if not resolved.exists():
-        if folder.exists() and any(f.name not in (".lock", "env.json") for f in folder.iterdir()):
+    found = _text(folder / RESOLVED)
+    if found is None:
+        if any(f.name not in (LOCK, "env.json") and f.suffix != TEMP for f in folder.iterdir()):
             raise ConfigError("RUN", "the folder holds something that is no run", where=str(folder), fix=other)
         return
-    if resolved.read_text(encoding="utf-8") != text:
+    if found != text and any((folder / name).exists() for name in RESULTS):
         raise ConfigError(
             "RUN",
             "the folder holds a run of another config",
@@ -69,8 +80,14 @@ def _check(folder: Path, text: str) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Whether training in this folder came to its end."""
-    state = folder / "last" / "state.json"
-    return state.exists() and bool(json.loads(state.read_text())["progress"]["finished"])
+    try:
+        return bool(json.loads((folder / "last" / "state.json").read_text())["progress"]["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no state yet, or a damaged one, which load_state tells
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
 
 def data_digest(data: schema.Data) -> str:

@@ -16,62 +16,78 @@ from typing import Any
 
 import torch
 
-from cvpeft.errors import ConfigError
+from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.train.checkpoint import write_atomic
 
 __all__ = ["RunLog", "environment", "log_to", "peak_memory"]
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
     """Records of a run by step: metrics.jsonl while it runs, metrics.csv beside it.
 
-    folder: the run folder. start: records from this step on are dropped first, as a resumed run writes them again.
+    folder: the run folder. keep: records that the resume state knows of; later ones are dropped, as a resumed run
+    writes them again. step: the step from which it does.
+    A log that cannot be written is a warning: it must not end a run.
     """
 
-    def __init__(self, folder: Path, *, start: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, *, keep: int = 0, step: int = 0, tensorboard: bool = False) -> None:
         self.file = folder / "metrics.jsonl"
-        self.records = [r for r in _read(self.file) if r["step"] <= start]
-        write_atomic(self.file, "".join(json.dumps(r) + "\n" for r in self.records))
-        self.writer = _tensorboard(folder) if tensorboard else None
+        self.records = _read(self.file)[:keep]
+        self._write()
+        self.writer = _tensorboard(folder, step) if tensorboard else None
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one record; floats are kept as they are."""
-        record = {"step": step, **values}
-        self.records.append(record)
-        with self.file.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(record) + "\n")
+        self.records.append({"step": step, **values})
+        self._write()
         if self.writer is not None:
             for key, value in values.items():
                 if isinstance(value, int | float):
                     self.writer.add_scalar(key, value, step)
 
-    def write_csv(self) -> None:
-        """All records as one table; a column for every key that ever occurred."""
+    def _write(self) -> None:
+        _try_write(self.file, "".join(json.dumps(r) + "\n" for r in self.records))
+
+    def close(self) -> None:
+        """Write all records as one table too, with a column for every key that ever occurred."""
         columns = list(dict.fromkeys(key for r in self.records for key in r))
         text = io.StringIO()
         table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(self.records)
-        write_atomic(self.file.with_suffix(".csv"), text.getvalue())
+        _try_write(self.file.with_suffix(".csv"), text.getvalue())
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines()
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()  # a kill in the middle of a line
-    return [json.loads(line) for line in lines]
+    """The records up to the first line that is no whole record; none where there is no file."""
+    records: list[dict[str, Any]] = []
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            records.append(json.loads(line))
+    except (FileNotFoundError, ValueError):
+        return records
+    return records
 
 
-def _tensorboard(folder: Path) -> Any:
+def _try_write(file: Path, text: str) -> None:
+    try:
+        write_atomic(file, text)
+    except ResourceError as e:
+        log.warning("%s", e)
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
         raise ConfigError(
             "EXTRA", "train.tensorboard needs the package tensorboard", fix="pip install 'cvpeft[viz]'"
         ) from e
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 def environment(device: str) -> dict[str, Any]:

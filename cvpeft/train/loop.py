@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,74 +20,34 @@ from tqdm import tqdm
 
 from cvpeft.config import schema
 from cvpeft.data.loader import Batch, eval_loader, train_loader
-from cvpeft.data.splits import Splits, open_splits
+from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
 from cvpeft.detector.adapt import adapt, part_of
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.saved import describe, pick_device, save_adapter
-from cvpeft.errors import CheckpointError, NumericalError
+from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
-from cvpeft.eval.report import report, write_report
-from cvpeft.peft.state import owned
+from cvpeft.eval.report import Report, report, write_report
+from cvpeft.peft.state import owned, undecayed
 from cvpeft.train.card import model_card
-from cvpeft.train.checkpoint import State, load_state, optimizer_tensors, restore_optimizer, save_state, sweep
+from cvpeft.train.checkpoint import copy_folder, sweep
 from cvpeft.train.folder import data_digest, open_run
 from cvpeft.train.log import RunLog, log_to, peak_memory
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine
+from cvpeft.train.trainer import Trainer, resume, save
 
-__all__ = ["Interrupted", "Progress", "train"]
+__all__ = ["Interrupted", "train"]
 
 log = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):  # noqa: N818 (it is no error)
+class Interrupted(CvpeftError):  # noqa: N818 (it is no error)
     """A signal ended the run after its state was saved."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}; the same command goes on from here")
+    def __init__(self, signum: int, folder: Path) -> None:
+        what = f"stopped by {signal.Signals(signum).name}, the state is saved"
+        super().__init__("SIGNAL", what, where=str(folder), fix="the same command goes on from here")
         self.exit_code = 128 + signum
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in the resume state."""
-
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch that are done
-    step: int = 0  # optimizer steps done
-    sums: dict[str, float] = field(default_factory=dict)  # losses of this epoch, summed over its steps
-    best: float = -1.0
-    stale: int = 0  # evaluations since the best one
-    seconds: float = 0.0  # training time, evaluations left out
-    finished: bool = False
-
-
-@dataclass
-class Trainer:
-    """Everything that one run moves."""
-
-    settings: schema.Settings
-    folder: Path
-    splits: Splits
-    model: nn.Module
-    meta: dict[str, Any]
-    device: torch.device
-    optimizer: torch.optim.Optimizer
-    ema: EMA
-    progress: Progress = field(default_factory=Progress)
-    signum: int = 0
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return math.ceil(len(self.splits.train.images) / self.settings.train.batch)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.batches_per_epoch / self.settings.train.accumulate)
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.settings.train.epochs
 
 
 def train(settings: schema.Settings) -> Path:
@@ -120,7 +78,7 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
         for note in data.notes if data else ():
             log.warning(note)
     model = build_detector(settings, splits.train.classes)
-    sites = adapt(model, settings.peft)
+    sites = adapt(model, settings.peft, seed=settings.run.seed)
     meta = describe(model, settings, splits.train.classes, [s.path for s in sites])
     meta["data"] = data_digest(settings.data)
     _hold_frozen(model, settings.train)
@@ -129,7 +87,7 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     optimizer = _optimizer(model, settings)
     trainer = Trainer(settings, folder, splits, model, meta, device, optimizer, EMA(owned(model), settings.train.ema))
     torch.manual_seed(settings.run.seed)
-    _resume(trainer)
+    resume(trainer)
     return trainer
 
 
@@ -150,7 +108,7 @@ def _holds_low(t: schema.Train) -> bool:
 def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optimizer:
     t = settings.train
     parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
-    groups = param_groups(parameters, part_of(settings.peft.mode), t.lr.model_dump(), t.weight_decay, frozenset())
+    groups = param_groups(parameters, part_of(settings.peft.mode), t.lr.model_dump(), t.weight_decay, undecayed(model))
     return torch.optim.AdamW(groups)
 
 
@@ -159,49 +117,53 @@ def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optim
 
 def _run(t: Trainer) -> None:
     p, cfg = t.progress, t.settings.train
-    run_log = RunLog(t.folder, start=p.step, tensorboard=cfg.tensorboard)
+    run_log = RunLog(t.folder, keep=p.records, step=p.step, tensorboard=cfg.tensorboard)
     log.info("%d images, %d steps, %s", len(t.splits.train.images), t.total_steps, _sizes(t))
     try:
-        with tqdm(total=t.total_steps, initial=p.step, unit="step", disable=None) as bar:
+        with _memory(t), tqdm(total=t.total_steps, initial=p.step, unit="step", disable=None) as bar:
             batches = _watched(t, _batches(t))
             while p.epoch < cfg.epochs and not _stale(t):
                 _epoch(t, batches, run_log, bar)
                 _evaluate(t, run_log)
                 p.epoch, p.batch, p.sums = p.epoch + 1, 0, {}
-                _save(t)
+                save(t)
     except Interrupted:
-        _save(t)
+        save(t)
         raise
-    run_log.write_csv()
+    run_log.close()
     _finish(t)
 
 
 def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> None:
     """What is left of the epoch that `progress` stands in; one record in the log."""
-    p, s = t.progress, t.settings
-    if p.batch == t.batches_per_epoch:
+    p, every = t.progress, t.settings.train.save_every
+    if p.batch == t.batches_per_epoch:  # all steps are done and in the log, the evaluation is not
         return
     t.model.train()
-    pending: list[Batch] = []
     started = time.perf_counter()
     while p.batch < t.batches_per_epoch:
-        pending.append(next(batches))
-        p.batch += 1
-        if len(pending) < s.train.accumulate and p.batch < t.batches_per_epoch:
-            continue
-        losses, pending = _step(t, pending), []
+        wanted = min(t.settings.train.accumulate, t.batches_per_epoch - p.batch)
+        losses = _step(t, [next(batches) for _ in range(wanted)])
+        p.batch += wanted
         for name, value in losses.items():
             p.sums[name] = p.sums.get(name, 0.0) + value
         p.seconds += time.perf_counter() - started
         started = time.perf_counter()
         bar.update()
         bar.set_postfix(loss=f"{losses['loss']:.3f}", memory=f"{peak_memory(t.device) / 1024:.1f}G", epoch=p.epoch + 1)
-        if s.train.save_every and p.step % s.train.save_every == 0:
-            _save(t)
+        if every and p.step % every == 0 and p.batch < t.batches_per_epoch:
+            save(t)
     means = {name: value / t.steps_per_epoch for name, value in p.sums.items()}
     rates = {f"lr_{g['part']}": g["lr"] for g in t.optimizer.param_groups}
     cost = {"seconds": p.seconds, "peak_memory_mb": peak_memory(t.device)}
-    run_log.add(p.step, {"epoch": p.epoch + 1, **means, **rates, **cost})
+    _record(t, run_log, {"epoch": p.epoch + 1, **means, **rates, **cost})
+    if every:
+        save(t)
+
+
+def _record(t: Trainer, run_log: RunLog, values: Mapping[str, Any]) -> None:
+    run_log.add(t.progress.step, values)
+    t.progress.records = len(run_log.records)
 
 
 def _batches(t: Trainer) -> Iterable[Batch]:
@@ -294,10 +256,17 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
             thresholds = {name: row["threshold"] for name, row in result["per_class"].items()}
             meta = {**t.meta, "val": {**stats, "epoch": p.epoch + 1}, "thresholds": thresholds}
             save_adapter(t.folder / "best", t.model, meta, model_card(meta, s))
-            (t.folder / "eval" / "val").mkdir(parents=True, exist_ok=True)
-            write_report(t.folder / "eval" / "val", result, found)
-    run_log.add(p.step, {"epoch": p.epoch + 1, **{f"val_{k}": stats[k] for k in ("AP", "AP50", "AP75", "AR100")}})
+            _write_figures(t.folder / "eval" / "val", result, found)
+    _record(t, run_log, {"epoch": p.epoch + 1, **{f"val_{k}": stats[k] for k in ("AP", "AP50", "AP75", "AR100")}})
     log.info("epoch %d: val AP %.4f AP50 %.4f", p.epoch + 1, value, stats["AP50"] or 0.0)
+
+
+def _write_figures(folder: Path, result: Report, found: list[dict[str, Any]]) -> None:
+    """Figures and plots can be made again from the adapter: they must not end a run."""
+    try:
+        write_report(folder, result, found)
+    except (OSError, ResourceError) as e:
+        log.warning("the figures of this evaluation were not written: %s", e)
 
 
 def _stale(t: Trainer) -> bool:
@@ -310,53 +279,12 @@ def _finish(t: Trainer) -> None:
     if t.splits.val is None:
         with t.ema.swapped_in(owned(t.model)):
             save_adapter(t.folder / "best", t.model, t.meta, model_card(t.meta, t.settings))
-    shutil.copytree(t.folder / "best", t.folder / "adapter", dirs_exist_ok=True)
+    copy_folder(t.folder / "best", t.folder / "adapter")
     t.progress.finished = True
-    _save(t)
+    save(t)
 
 
-def _save(t: Trainer) -> None:
-    rng = {"torch": torch.get_rng_state()}
-    if t.device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(t.device)
-    tensors = {
-        "model": owned(t.model),
-        "ema": t.ema.average,
-        "optimizer": optimizer_tensors(t.optimizer),
-        "rng": rng,
-    }
-    values = {"progress": asdict(t.progress), "ema_steps": t.ema.steps, "data": t.meta["data"], "base": t.meta["base"]}
-    save_state(t.folder / "last", State(tensors, values))
-
-
-def _resume(t: Trainer) -> None:
-    found = load_state(t.folder / "last")
-    if found is None:
-        return
-    state, place = found
-    for key, what in (("data", "the json files of the data"), ("base", "the base weights")):
-        if state.values[key] != t.meta[key]:
-            raise CheckpointError(
-                "RESUME",
-                f"{what} are not those that the run began with",
-                where=str(t.folder),
-                why="the result would be of neither",
-                fix="start again under another run.name",
-            )
-    with torch.no_grad():
-        for key, tensor in owned(t.model).items():
-            tensor.copy_(state.tensors["model"][key])
-    t.ema.average = {k: v.to(t.device) for k, v in state.tensors["ema"].items()}
-    t.ema.steps = state.values["ema_steps"]
-    restore_optimizer(t.optimizer, state.tensors["optimizer"])
-    torch.set_rng_state(state.tensors["rng"]["torch"])
-    if t.device.type == "cuda":
-        torch.cuda.set_rng_state(state.tensors["rng"]["cuda"], t.device)
-    t.progress = Progress(**state.values["progress"])
-    log.info("going on from %s: epoch %d, step %d", place.name, t.progress.epoch + 1, t.progress.step)
-
-
-# Signals and sizes
+# Signals, memory and sizes
 
 
 @contextmanager
@@ -367,7 +295,7 @@ def _signals(t: Trainer) -> Iterator[None]:
         t.signum = signum
         signal.signal(signum, before[signum])
 
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         for s in before:
             signal.signal(s, note)
@@ -381,8 +309,22 @@ def _watched(t: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The same batches, until a signal has come."""
     for batch in batches:
         if t.signum:
-            raise Interrupted(t.signum)
+            raise Interrupted(t.signum, t.folder)
         yield batch
+
+
+@contextmanager
+def _memory(t: Trainer) -> Iterator[None]:
+    """What torch raises where memory ends, on a GPU or a CPU, as one sentence."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
+        b, more = t.settings.train.batch, "halve train.batch and double train.accumulate, "
+        what = f"memory ran out at train.batch={b}, data.size={list(t.settings.data.size)} ({str(e).splitlines()[0]})"
+        fix = (more if b > 1 else "") + "set train.frozen_dtype=compute, or lower data.size"
+        raise ResourceError("MEMORY", what, where=str(t.folder), fix=f"{fix}, under another run.name") from e
 
 
 def _sizes(t: Trainer) -> str:

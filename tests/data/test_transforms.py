@@ -221,3 +221,12 @@ def test_nothing_asks_the_package_index() -> None:
     import os
 
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+
+
+def test_a_box_that_begins_at_minus_zero_can_be_cropped_around() -> None:
+    """Clipped boxes begin at -0.0; a window as long as the image then leaves the range 0.0 to -0.0 to choose from."""
+    image, boxes = np.zeros((48, 64, 3), np.uint8), np.array([[-0.0, -0.0, 64.0, 48.0]])
+    road = build_augment("road", (32, 32))
+    for seed in range(200):
+        _, found, _, _ = road(image, boxes, np.array([1]), (48, 64), seed)
+        assert found.shape in ((0, 4), (1, 4))  # and no error on the way

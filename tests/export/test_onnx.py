@@ -11,11 +11,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from cvpeft import __version__
-from cvpeft.errors import ResourceError
+from cvpeft.errors import ParityError, ResourceError
 from cvpeft.export.onnx import export_onnx
-from tests.export.stand_in import CLASSES, SIZE, scenes
+from tests.export.stand_in import CLASSES, SIZE, scenes, stand_in
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
@@ -69,7 +72,8 @@ def test_a_failed_write_leaves_the_old_file(quick, tmp_path, monkeypatch):
     target.write_bytes(b"old")
 
     class Program:
-        model = SimpleNamespace(graph=SimpleNamespace(all_nodes=list), metadata_props={})
+        images = SimpleNamespace(shape=["batch"])
+        model = SimpleNamespace(graph=SimpleNamespace(all_nodes=list, inputs=[images]), metadata_props={})
 
         def save(self, path, external_data):
             Path(path).write_bytes(b"half a mod")
@@ -80,3 +84,19 @@ def test_a_failed_write_leaves_the_old_file(quick, tmp_path, monkeypatch):
         export_onnx(quick, target, classes=CLASSES)
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_graph_of_one_batch_size_is_refused(tmp_path):
+    class Fixed(nn.Module):
+        out_channels = 32
+
+        def forward(self, x):
+            y = functional.avg_pool2d(x, 16).mean(dim=1, keepdim=True)
+            return {"0": y.expand(len(x), 32, -1, -1)}  # len() is a constant to the exporter
+
+    model = stand_in("retinanet")
+    model.backbone = Fixed()
+    model.anchor_generator = AnchorGenerator(((16,),), ((0.5, 1.0, 2.0),))
+    with pytest.raises(ParityError, match="exactly 2 images"):
+        export_onnx(model, tmp_path / "model.onnx", classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []

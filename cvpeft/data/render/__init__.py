@@ -1,8 +1,9 @@
 """Street scenes with manhole covers, rendered from a seed with OpenCV and NumPy: demo data with exact boxes.
 
-scene.py plans and paints one photograph: camera.py and ground.py give the road in perspective, clutter.py what lies on
-it, covers.py (with the faces of patterns.py) the covers, light.py sun, shadow and water, street.py what stands around,
-photo.py lens and sensor. cities.py holds what differs between cities. dataset.py writes many scenes as COCO.
+In the order in which a picture comes about: cities.py holds what differs between cities; scene.py plans a scene and
+paints it; camera.py and ground.py give the road in perspective; surface.py and clutter.py what is painted and lies on
+it; covers.py, patterns.py and sprite.py the covers; light.py sun, shadow and water; street.py what stands around;
+photo.py lens and sensor. dataset.py writes many scenes as COCO. noise.py and blend.py serve all of them.
 """
 
 from cvpeft.data.render.cities import CITIES, CLASSES, City, Rig

@@ -90,11 +90,11 @@ class Camera:
         q = _cut(q, q[:, 2] - NEAR)
         return q[:, :2] / q[:, 2:] if len(q) else np.zeros((0, 2))
 
-    def polygons(self, stack: np.ndarray) -> np.ndarray:
-        """(N, K, 2) small ground polygons to (M, K, 2) pixels; those that reach behind the lens are left out."""
+    def polygons(self, stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K, 2) small ground polygons to (M, K, 2) pixels, and which of them: none that reaches behind the lens."""
         q = stack @ self.matrix[:, :2].T + self.matrix[:, 3]
-        q = q[q[..., 2].min(axis=1) > NEAR]
-        return np.asarray(q[..., :2] / q[..., 2:])
+        kept = np.flatnonzero(q[..., 2].min(axis=1) > NEAR)
+        return q[kept, :, :2] / q[kept, :, 2:], kept
 
 
 def _cut(points: np.ndarray, side: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ class Rig:
     """One way in which photographs are taken in a city.
 
     weight: share among the city's rigs; height: metres; pitch, yaw: degrees, yaw counted from the street's direction
-    to either side; focal: in image widths; bonnet: share of images in which the car's bonnet shows.
+    to either side; focal: in longer sides of the image; bonnet: share of images in which the car's bonnet shows.
     """
 
     weight: float

@@ -148,10 +148,12 @@ def round_things(s: Surface, rng: np.random.Generator) -> None:
 
 
 def drain(s: Surface, rng: np.random.Generator) -> None:
-    """A gully with slots."""
-    at, angle = s.spot(rng, 0.35), rng.normal(0, 0.05)
+    """A gully with slots, mostly at the kerb; none where a cover lies."""
+    at, angle = s.spot(rng), rng.normal(0, 0.05)
     if rng.random() < 0.6 and s.right - s.left < 12:
         at[0] = (s.left + 0.25) if rng.random() < 0.5 else (s.right - 0.25)
+    if s.taken(at, 0.35):
+        return
     wide, long = rng.uniform(0.3, 0.45), rng.uniform(0.3, 0.55)
     s.paint(
         [turned(quad(-wide / 2 - 0.04, wide / 2 + 0.04, -long / 2 - 0.04, long / 2 + 0.04), angle, at)],

@@ -16,11 +16,26 @@ import numpy as np
 from cvpeft.data.render.camera import Camera, clip_polygon
 from cvpeft.data.render.patterns import Material, grid
 
-__all__ = ["BROKE", "CIRCLE", "GOOD", "LOSE", "SQUARE_POINTS", "THICK", "UNCOVERED", "Cover", "box", "gap", "outlines"]
-__all__ += ["parallax", "turned", "visible"]
+__all__ = [
+    "BROKE",
+    "CIRCLE",
+    "GOOD",
+    "LOSE",
+    "RIM",
+    "SQUARE_POINTS",
+    "THICK",
+    "UNCOVERED",
+    "Cover",
+    "box",
+    "gap",
+    "outlines",
+    "parallax",
+    "turned",
+    "visible",
+]
 
 GOOD, BROKE, LOSE, UNCOVERED, CIRCLE = 1, 2, 3, 4, 5
-CIRCLE_POINTS = np.stack([np.cos(a := np.linspace(0, 2 * np.pi, 128, endpoint=False)), np.sin(a)], 1)
+RIM = np.stack([np.cos(a := np.linspace(0, 2 * np.pi, 128, endpoint=False)), np.sin(a)], 1)  # a circle
 SQUARE_POINTS = np.array([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
 THICK = 0.1  # a lid's thickness in outer radii: about 35 mm
 
@@ -54,7 +69,7 @@ class Cover:
 
 def outlines(cover: Cover, camera: Camera) -> list[np.ndarray]:
     """Pixel polygons whose union is the visible cover with its frame."""
-    shape = (SQUARE_POINTS if cover.square else CIRCLE_POINTS) @ turned(cover.turn).T
+    shape = (SQUARE_POINTS if cover.square else RIM) @ turned(cover.turn).T
     parts = [shape]
     if cover.label == LOSE:
         view = parallax(cover, camera)

@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from tqdm import tqdm
 
 from cvpeft.data.render.cities import CITIES, CLASSES
 from cvpeft.data.render.scene import render_scene
-from cvpeft.errors import DataError
+from cvpeft.errors import DataError, ResourceError
 
 __all__ = ["RENDERER_VERSION", "render_dataset"]
 
 RENDERER_VERSION = "1.0"  # part of every seed: another picture from the same arguments needs another version
 LEAST_SIZE = 64  # px
+CHUNK = 4  # images that a process takes at a time
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,6 @@ def render_dataset(
     _check(job)
     finished = _finished(job)
     todo = [i for i in range(images) if not (finished and (job.out / job.file_name(i)).exists())]
-    (job.out / "images").mkdir(parents=True, exist_ok=True)
     rows = _run(job, todo, workers or os.cpu_count() or 1, progress)
     if not finished:
         _write_json(job, rows)
@@ -86,17 +88,11 @@ def _check(job: _Job) -> None:
     if job.seed < 0:
         faults.append(DataError("SEED", f"the seed is {job.seed}", fix="use 0 or more"))
     if min(job.size) < LEAST_SIZE:
-        faults.append(
-            DataError(
-                "SIZE", f"the size is {job.size[0]} x {job.size[1]} px", fix=f"use at least {LEAST_SIZE} px per side"
-            )
-        )
+        fix = f"use at least {LEAST_SIZE} px per side"
+        faults.append(DataError("SIZE", f"the size is {job.size[0]} x {job.size[1]} px", fix=fix))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
-        faults.append(
-            DataError(
-                "NAME", f"the name is {job.name!r}", why="it becomes a file name", fix="use letters, digits, . _ -"
-            )
-        )
+        fix = "use letters, digits, . _ -"
+        faults.append(DataError("NAME", f"the name is {job.name!r}", why="it becomes a file name", fix=fix))
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -124,24 +120,31 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 def _run(job: _Job, todo: list[int], workers: int, progress: bool) -> list[dict[str, Any]]:
-    """Render the images in order of their index."""
+    """Render the images in order of their index and write each as it comes."""
     bar = tqdm(total=len(todo), desc=f"render {job.city}/{job.name}", unit="image", disable=not progress or not todo)
-    workers = min(workers, len(todo))
+    rows = []
     with bar:
-        if workers <= 1:
-            return [_advance(bar, _one(job, i)) for i in todo]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
-            try:
-                return [_advance(bar, row) for row in pool.map(_one, [job] * len(todo), todo, chunksize=4)]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for row, data in _rendered(job, todo, min(workers, -(-len(todo) // CHUNK))):
+            _put(job.out / job.file_name(row["index"]), data)
+            rows.append(row)
+            bar.update()
+    return rows
 
 
-def _advance(bar: tqdm, row: dict[str, Any]) -> dict[str, Any]:
-    bar.update()
-    return row
+def _rendered(job: _Job, todo: list[int], workers: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The results of `_one`, in order, from this process or from a pool."""
+    if workers <= 1:
+        yield from (_one(job, index) for index in todo)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_single_thread)
+    try:
+        yield from pool.map(_one, [job] * len(todo), todo, chunksize=CHUNK)
+    except BrokenProcessPool as error:
+        fix = "run the same command with fewer workers; what is rendered is kept"
+        why = "most often memory ran out"
+        raise ResourceError("WORKER", "a rendering process died", where=str(job.json), why=why, fix=fix) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _single_thread() -> None:
@@ -149,31 +152,43 @@ def _single_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _one(job: _Job, index: int) -> dict[str, Any]:
-    """Render and write one image; its boxes and labels as plain lists."""
-    rng = np.random.default_rng([zlib.crc32(f"{RENDERER_VERSION}/{job.city}/{job.name}".encode()), job.seed, index])
+def _one(job: _Job, index: int) -> tuple[dict[str, Any], bytes]:
+    """Render one image: its boxes and labels as plain lists, and its JPEG bytes."""
+    seed = zlib.crc32(f"{RENDERER_VERSION}/{job.city}/{job.name}".encode())
+    rng = np.random.default_rng([seed, job.seed, index])
     city = CITIES[job.city]
     scene = render_scene(city, int(rng.integers(2**62)), job.size)
     quality = round(rng.uniform(*city.quality))
-    done, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise DataError("JPEG", "the image could not be encoded", where=job.file_name(index))
-    _put(job.out / job.file_name(index), data.tobytes())
-    return {"index": index, "boxes": scene.boxes.round(2).tolist(), "labels": scene.labels.tolist()}
+    _, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    boxes = [[round(float(x), 2) for x in box] for box in scene.boxes]
+    return {"index": index, "boxes": boxes, "labels": scene.labels.tolist()}, data.tobytes()
 
 
 def _put(path: Path, data: bytes) -> None:
-    """Write an image whole or not at all; one that is there already must be the same, or the torn beginning of it."""
-    if path.exists():
-        found = path.read_bytes()
-        if found == data:
-            return
-        if not data.startswith(found):
-            raise DataError("EXISTS", "another image has this name", where=str(path), why="it would be overwritten",
-                            fix="choose another folder or name, or move the image away")  # fmt: skip
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    """Write an image; one that is there already must be the same, or the torn beginning of it."""
+    found = path.read_bytes() if path.exists() else b""
+    if found == data:
+        return
+    if not data.startswith(found):
+        raise DataError("EXISTS", "another image has this name", where=str(path), why="it would be overwritten",
+                        fix="choose another folder or name, or move the image away")  # fmt: skip
+    _write(path, data)
+
+
+def _write(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Write a file whole or not at all; the temporary name is fixed, so the next run clears what a killed one left."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        fix = "free space or choose another folder, then run the same command again"
+        raise ResourceError("WRITE", f"it cannot be written: {error.strerror}", where=str(path), fix=fix) from error
 
 
 def _write_json(job: _Job, rows: list[dict[str, Any]]) -> None:
@@ -198,9 +213,4 @@ def _write_json(job: _Job, rows: list[dict[str, Any]]) -> None:
     categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, 1)]
     info = {"description": "rendered street scenes with manhole covers", "spec": job.spec()}
     text = json.dumps({"info": info, "images": images, "annotations": annotations, "categories": categories})
-    temporary = job.json.with_name(f".{job.json.name}.{os.getpid()}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, job.json)
+    _write(job.json, text.encode(), sync=True)

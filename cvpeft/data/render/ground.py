@@ -153,7 +153,7 @@ def _paving(
 RECIPES: dict[str, tuple[float, Callable[[np.random.Generator], Painted]]] = {
     "asphalt_old": (2.0, lambda rng: _asphalt(rng, 122, 1.4, 0.42, 0.7)),
     "asphalt_new": (1.8, lambda rng: _asphalt(rng, 72, 1.3, 0.5, -0.4)),
-    "asphalt_coarse": (2.1, lambda rng: _asphalt(rng, 100, 2.0, 0.7, 0.4)),
+    "asphalt_coarse": (2.1, lambda rng: _asphalt(rng, 100, 1.8, 0.62, 0.4)),
     "concrete": (3.0, lambda rng: _concrete(rng, 158, 1.0)),
     "bricks_red": (5.76, lambda rng: _paving(
         rng, _bond(1536, 28, 56, 0.5), [(134, 98, 86), (144, 108, 95), (122, 92, 83), (138, 113, 102)],
@@ -199,7 +199,7 @@ def macro() -> Tile:
 
 
 def look(tile: Tile, place: np.ndarray, size: tuple[int, int], rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A tile as the camera sees it in the rows [rows): colour (H, W, 3) float32 0..255 and relief (H, W, 2) float32 slopes.
+    """A tile as the camera sees it in the rows [rows): colour (H, W, 3) 0..255 and slopes (H, W, 2), both float32.
 
     place: (3, 3) from ground metres to pixels. Rows differ in distance, so each takes the level of the tile whose
     pixels are about as large as its own, blended between neighbours: no shimmer far away, full detail near.
@@ -259,7 +259,7 @@ def _blend(
             continue
         top, bottom = int(used[0]), int(used[-1]) + 1
         step = metres / len(image)
-        # Row 0 of a tile lies farthest along Y, so that nothing is seen in a mirror. Pixel centres are half numbers in ground and image.
+        # Row 0 of a tile lies farthest along Y, so that nothing is seen in a mirror. Pixel centres are half numbers.
         to_ground = np.array([[step, 0, 0.5 * step], [0, -step, -0.5 * step], [0, 0, 1.0]])
         shift = np.array([[1, 0, -0.5], [0, 1, -0.5 - top], [0, 0, 1.0]])
         band = cv2.warpPerspective(

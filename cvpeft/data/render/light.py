@@ -17,7 +17,7 @@ __all__ = ["Light", "draw_light", "illuminate", "shadow_mask", "wet_ground"]
 
 @dataclass(frozen=True)
 class Light:
-    """sun: (2,) ground direction towards the sun times the cotangent of its elevation; elevation: radians; share: of the sun in the light.
+    """sun: (2,) ground direction to the sun times the cotangent of its elevation; elevation: radians; share: the sun's.
 
     sun_rgb, sky_rgb: colours of the two lights; horizon, zenith: colours of the sky, 0..255; wet: 0 dry .. 1 puddles;
     gain: brightness.
@@ -34,6 +34,11 @@ class Light:
     gain: float
     dusk: bool
 
+    @property
+    def clear(self) -> bool:
+        """Whether the sun throws shadows."""
+        return self.share > 0.3
+
 
 def draw_light(city: City, rng: np.random.Generator) -> Light:
     """Draw the hour and the weather of one scene."""
@@ -46,7 +51,7 @@ def draw_light(city: City, rng: np.random.Generator) -> Light:
     horizon, zenith = ((206, 218, 232), (104, 152, 214)) if share > 0.3 else ((208, 211, 214), (176, 182, 190))
     gain = float(rng.uniform(0.9, 1.1))
     if dusk:
-        sky_rgb, horizon, zenith = (0.9, 0.97, 1.1), (122, 116, 130), (58, 70, 104)
+        sky_rgb, horizon, zenith = (0.9, 0.97, 1.1), (118, 124, 136), (62, 74, 104)
         gain = float(rng.uniform(0.32, 0.6))
     reach = min(1 / np.tan(elevation), 4.0)
     sun = (float(np.cos(azimuth) * reach), float(np.sin(azimuth) * reach))
@@ -60,7 +65,7 @@ def draw_light(city: City, rng: np.random.Generator) -> Light:
 def shadow_mask(camera: Camera, light: Light, rng: np.random.Generator, centre: np.ndarray) -> np.ndarray:
     """(H, W) float32, 1 in full shadow; things that stand around `centre` (ground metres) throw it."""
     h, w = camera.size
-    if light.share < 0.3:
+    if not light.clear:
         return np.zeros((h, w), np.float32)
     away = -np.array(light.sun)
     large: list[np.ndarray] = []
@@ -72,7 +77,7 @@ def shadow_mask(camera: Camera, light: Light, rng: np.random.Generator, centre: 
             small += leaves
     mask = polygon_mask((h, w), [camera.polygon(points) for points in large])
     if small:
-        mask = np.maximum(mask, polygon_mask((h, w), camera.polygons(np.concatenate(small))))
+        mask = np.maximum(mask, polygon_mask((h, w), camera.polygons(np.concatenate(small))[0]))
     # The sun is half a degree wide: the edge of a shadow from 2 to 5 metres up is 2 to 5 cm wide.
     edge = camera.project(centre + np.array([[0, 0], [rng.uniform(0.006, 0.02), 0]]))
     return cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), max(0.7, float(np.ptp(edge[:, 0]))))

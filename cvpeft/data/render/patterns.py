@@ -6,6 +6,7 @@ unit square.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from cvpeft.data.render.blend import mix, scale
 from cvpeft.data.render.noise import fractal, smoothstep
 
 __all__ = ["LIDS", "PATTERNS", "Material", "disc", "face", "grid", "lid"]
@@ -100,7 +102,7 @@ def _tread(rng: np.random.Generator, n: int) -> np.ndarray:
 def _ribs(rng: np.random.Generator, n: int) -> np.ndarray:
     x, y, *_ = grid(n)
     bars = _wave(x * rng.uniform(5, 9), 0.55, 0.12)
-    gaps = rng.integers(1, 5)
+    gaps = int(rng.integers(1, 5))
     return bars * (1 - _wave(y * gaps / 2 + 0.25 * gaps, 0.12, 0.05))
 
 
@@ -108,7 +110,7 @@ def _radial(rng: np.random.Generator, n: int) -> np.ndarray:
     """Rings of wedges, twice as many outside as inside."""
     _, _, r, angle = grid(n)
     turn = angle / (2 * np.pi)
-    inner, outer = rng.integers(6, 13), rng.integers(14, 29)
+    inner, outer = int(rng.integers(6, 13)), int(rng.integers(14, 29))
     low = _wave(turn * inner, 0.62, 0.12) * _band(r, 0.26, 0.52)
     high = _wave(turn * outer, 0.6, 0.15) * _band(r, 0.58, 0.93)
     return np.maximum(np.maximum(low, high), smoothstep(r, 0.2, 0.16))
@@ -117,7 +119,7 @@ def _radial(rng: np.random.Generator, n: int) -> np.ndarray:
 def _rings(rng: np.random.Generator, n: int) -> np.ndarray:
     _, _, r, angle = grid(n)
     rings = _wave(r * rng.uniform(4, 7) + 0.2, 0.55, 0.15)
-    spokes = rng.choice([0, 4, 6, 8])
+    spokes = int(rng.choice([0, 4, 6, 8]))
     return np.maximum(rings, _wave(angle / (2 * np.pi) * spokes, 0.1, 0.04) * (r < 0.95)) if spokes else rings
 
 
@@ -225,7 +227,8 @@ def lid(
         height = height - smoothstep(np.maximum(np.abs(x) / 0.34, np.abs(y) / 0.08), 1.1, 0.9)
     elif detail == 2:
         height = height + 0.7 * smoothstep(r, 0.2, 0.14)
-    rgb = colour * (1 + 0.05 * _noise(rng, n, 3))[..., None] * (1 - 0.35 * np.clip(-height, 0, 1))[..., None]
+    rgb = np.full((n, n, 3), colour, np.float32)
+    scale(rgb, (1 + 0.05 * _noise(rng, n, 3)) * (1 - 0.35 * np.clip(-height, 0, 1)))
     if kind != "plastic":
         rgb = _stain(rng, rgb, np.zeros_like(r), material, 0.5 if kind == "concrete" else 1.0)
     return rgb, height
@@ -243,7 +246,7 @@ def face(
     low = material.iron * (0.5 + 0.1 * material.wear)
     worn = np.clip(1 + 0.18 * _noise(rng, n, 2), 0.5, 1.4)
     grey = low + (top * worn - low) * height
-    rgb = grey[..., None] * np.array(material.tint, np.float32)
+    rgb = cv2.merge([grey * part for part in material.tint])
     return _holes(rng, _stain(rng, rgb, height, material, 1.0), height)
 
 
@@ -257,10 +260,11 @@ def _stain(
 ) -> np.ndarray:
     """Rust in patches, and dirt in what lies low."""
     rust = amount * material.rust * smoothstep(_noise(rng, len(rgb), 2), -0.6, 1.2)
-    brown = np.array([1.3, 0.86, 0.6], np.float32) * rgb.mean(axis=2, keepdims=True)
-    rgb = rgb + (brown - rgb) * rust[..., None]
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    mix(rgb, cv2.merge([1.3 * grey, 0.86 * grey, 0.6 * grey]), rust)
     dirt = amount * material.dirt * (1 - 0.8 * height) * smoothstep(_noise(rng, len(rgb), 2), -0.8, 1.5)
-    return rgb + (np.array([118, 106, 88], np.float32) - rgb) * (0.75 * dirt)[..., None]
+    mix(rgb, (118, 106, 88), 0.75 * dirt)
+    return rgb
 
 
 def _holes(rng: np.random.Generator, rgb: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -269,10 +273,12 @@ def _holes(rng: np.random.Generator, rgb: np.ndarray, height: np.ndarray) -> tup
     x, y, *_ = grid(n)
     count = int(rng.choice([0, 1, 2, 4, 8]))
     start, far, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 0.85), rng.uniform(0.035, 0.065)
+    if not count:
+        return rgb, height
     dark = np.zeros((n, n), np.float32)
     for i in range(count):
         angle = start + 2 * np.pi * i / count
-        dark = np.maximum(
-            dark, smoothstep(np.hypot(x - far * np.cos(angle), y - far * np.sin(angle)), size * 1.2, size * 0.8)
-        )
-    return rgb * (1 - 0.85 * dark)[..., None], height * (1 - dark)
+        away = np.hypot(x - far * math.cos(angle), y - far * math.sin(angle))
+        dark = np.maximum(dark, smoothstep(away, size * 1.2, size * 0.8))
+    scale(rgb, 1 - 0.85 * dark)
+    return rgb, height * (1 - dark)

@@ -28,9 +28,8 @@ def bonnet_mask(size: tuple[int, int], rise: float, lean: float) -> np.ndarray:
 def paint_bonnet(image: np.ndarray, mask: np.ndarray, light: Light, rng: np.random.Generator) -> None:
     """Glossy paint that mirrors the sky, in place."""
     h, w = mask.shape
-    paint = np.array(
-        [(30, 32, 36), (150, 152, 156), (110, 24, 24), (28, 44, 84), (210, 210, 208)][rng.integers(5)], np.float32
-    )
+    colours = [(30, 32, 36), (150, 152, 156), (110, 24, 24), (28, 44, 84), (210, 210, 208)]
+    paint = np.array(colours[rng.integers(5)], np.float32)
     fall = np.clip(np.linspace(7, 0, h, dtype=np.float32)[:, None], 0, 1)
     gloss = cv2.resize(rng.random((2, 5), dtype=np.float32), (w, h), interpolation=cv2.INTER_CUBIC) * fall
     rgb = paint * 0.6 + np.array(light.horizon, np.float32) * (0.06 + 0.5 * gloss * fall)[..., None]
@@ -68,12 +67,12 @@ def photograph(image: np.ndarray, city: City, rng: np.random.Generator) -> np.nd
 
 def _blur(image: np.ndarray, city: City, rng: np.random.Generator) -> np.ndarray:
     """Defocus, and in one image of eight the shake of the hand or the car."""
-    scale = image.shape[1] / 640
-    sigma = rng.uniform(*city.blur) * scale
+    unit = image.shape[1] / 640
+    sigma = rng.uniform(*city.blur) * unit
     if sigma > 0.25:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     if rng.random() < 0.12:
-        length, angle = rng.uniform(3, 9) * scale, rng.uniform(0, np.pi)
+        length, angle = rng.uniform(3, 9) * unit, rng.uniform(0, np.pi)
         size = max(3, int(length) | 1)
         kernel = np.zeros((size, size), np.float32)
         middle, reach = size // 2, length / 2 * np.array([np.cos(angle), np.sin(angle)])
@@ -92,7 +91,7 @@ def _white_balance(city: City, rng: np.random.Generator) -> np.ndarray:
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Half-way towards middle grey, as an automatic exposure does, then a soft shoulder for the lights."""
     mean = float(image.mean()) + 1
-    gain = (rng.uniform(102, 136) / mean) ** rng.uniform(0.3, 0.7)
+    gain = (rng.uniform(102, 136) / mean) ** rng.uniform(0.4, 0.75)
     contrast = rng.uniform(1.0, 1.28)
     image = np.maximum(image * np.float32(gain * contrast) + np.float32(80 * (1 - contrast)), 0)
     over = np.maximum(image - 190, 0)

@@ -20,7 +20,7 @@ from cvpeft.data.render.sprite import draw
 from cvpeft.data.render.street import KERB, Street, backdrop, kerb_parts
 from cvpeft.data.render.surface import Surface
 
-__all__ = ["Plan", "Scene", "paint", "plan", "render_scene"]
+__all__ = ["Plan", "Scene", "paint", "paint_street", "plan", "render_scene"]
 
 LEAST_VISIBLE = 0.35  # share of a cover that must lie in the image
 LEAST_SIDE = 10.0  # px, the shorter side of a box
@@ -52,7 +52,7 @@ class Plan:
 
 
 def render_scene(city: City, rng_seed: int, size: tuple[int, int]) -> Scene:
-    """Plan and paint one image of (h, w) pixels; the same arguments give the same bytes."""
+    """Plan and paint one image of (h, w) pixels; the same arguments (seed: 0 or more) give the same bytes."""
     made = plan(city, rng_seed, size)
     boxes = np.array([box(cover, made.camera) for cover in made.covers]).reshape(-1, 4)
     labels = np.array([cover.label for cover in made.covers], np.int64)
@@ -86,9 +86,8 @@ def _place(
 ) -> tuple[Camera, Street, tuple[float, float] | None]:
     """The camera in its street: a car keeps to its lane, a walker may stand in a wide square."""
     h, w = size
-    rig = city.rigs[
-        rng.choice(len(city.rigs), p=np.array([r.weight for r in city.rigs]) / sum(r.weight for r in city.rigs))
-    ]
+    weights = np.array([rig.weight for rig in city.rigs])
+    rig = city.rigs[int(rng.choice(len(weights), p=weights / weights.sum()))]
     car = rig.yaw < 90
     half = rng.uniform(2.8, 5.5) if car or rng.random() < 0.45 else 60.0
     x = rng.uniform(-0.5, 0.5) * half if half < 10 else 0.0
@@ -138,21 +137,10 @@ def _cover(bare: Plan, rng: np.random.Generator) -> Cover:
         rng.uniform(62, 104), rng.uniform(*city.rust), rng.uniform(*city.wear), rng.uniform(*city.dirt), city.cover_tint
     )
     move, lift, tilt = _loosened(rng) if label == LOSE else ((0.0, 0.0), 0.0, (0.0, 0.0))
-    spot_at = (float(at[0]), float(at[1]))
+    collared, seed = bool(rng.random() < city.collar), int(rng.integers(2**31))
+    where = (float(at[0]), float(at[1]))
     return Cover(
-        label,
-        spot_at,
-        diameter / 2,
-        frame,
-        square,
-        float(turn),
-        name,
-        material,
-        move,
-        lift,
-        tilt,
-        bool(rng.random() < city.collar),
-        int(rng.integers(2**31)),
+        label, where, diameter / 2, frame, square, float(turn), name, material, move, lift, tilt, collared, seed
     )
 
 
@@ -195,8 +183,13 @@ def box_or_nothing(cover: Cover, camera: Camera) -> np.ndarray:
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 
-def paint(made: Plan, *, with_covers: bool = True) -> np.ndarray:
-    """(H, W, 3) uint8 RGB photograph of a plan; without its covers everything else stays as it is."""
+def paint(made: Plan) -> np.ndarray:
+    """(H, W, 3) uint8 RGB photograph of a plan."""
+    return photograph(paint_street(made), made.city, _stream(made.seed, 7))
+
+
+def paint_street(made: Plan, *, with_covers: bool = True) -> np.ndarray:
+    """(H, W, 3) float32 light before the lens, 0..255 and more; without its covers everything else stays as it is."""
     camera, light, city = made.camera, made.light, made.city
     rows = _ground_rows(camera)
     surface = _surface(made, rows)
@@ -213,7 +206,7 @@ def paint(made: Plan, *, with_covers: bool = True) -> np.ndarray:
     backdrop(lit, camera, made.street, light, _stream(made.seed, 5))
     if made.bonnet:
         paint_bonnet(lit, bonnet_mask(camera.size, *made.bonnet), light, _stream(made.seed, 6))
-    return photograph(lit, city, _stream(made.seed, 7))
+    return lit
 
 
 def _ground_rows(camera: Camera) -> tuple[int, int]:

@@ -73,22 +73,17 @@ def backdrop(image: np.ndarray, camera: Camera, street: Street, light: Light, rn
 
 
 def _in_view(points: np.ndarray, size: tuple[int, int]) -> bool:
-    h, w = size
-    return (
-        len(points) > 2
-        and points[:, 1].max() > 0
-        and points[:, 1].min() < h
-        and points[:, 0].max() > 0
-        and points[:, 0].min() < w
-    )
+    if len(points) < 3:
+        return False
+    return bool((points.max(0) > 0).all() and (points.min(0) < size[::-1]).all())
 
 
 def _sky(size: tuple[int, int], light: Light, rng: np.random.Generator) -> np.ndarray:
     h, w = size
     t = np.linspace(min(1.0, 3 * h / w), 0, h, dtype=np.float32)[:, None, None]
     sky = np.array(light.horizon, np.float32) * (1 - t) + np.array(light.zenith, np.float32) * t
-    cloud = cv2.resize(fractal(rng, 128, 2, 4), (w, w))[w - h :, :, None]
-    return np.asarray((sky + (9 if light.share > 0.3 else 4) * cloud) * np.float32(light.gain))
+    cloud = cv2.resize(fractal(rng, 128, 2, 4), (w, max(h, w)))[-h:, :, None]
+    return np.asarray((sky + (9 if light.clear else 4) * cloud) * np.float32(light.gain))
 
 
 def _haze(image: np.ndarray, row: float, light: Light) -> None:
@@ -110,12 +105,8 @@ def _house_tile(style: int) -> np.ndarray:
     for k in range(2):
         part = image[:, k * 256 : (k + 1) * 256]
         part[:] = np.array(walls[rng.integers(len(walls))]) * rng.uniform(0.8, 1.05)
-        wide, high, rows = (
-            int(rng.integers(24, 38)),
-            int(rng.integers(40, 56)),
-            range(10, 330, int(rng.integers(76, 92))),
-        )
-        for top in rows:
+        wide, high, storey = (int(rng.integers(low, up)) for low, up in ((24, 38), (40, 56), (76, 92)))
+        for top in range(10, 330, storey):
             for left in range(14, 230, wide + int(rng.integers(20, 34))):
                 part[top : top + high, left : left + wide] = np.array((52, 58, 66)) * rng.uniform(0.5, 1.5)
                 part[top + high : top + high + 4, left - 2 : left + wide + 2] *= 1.15
@@ -131,18 +122,18 @@ def _front(
 ) -> None:
     """One row of houses on the plane at x, from the foot up."""
     h, w = camera.size
+    low, high = np.floor(wall.min(0)).astype(int), np.ceil(wall.max(0)).astype(int)
+    left, right, bottom = max(0, low[0]), min(w, high[0]), min(h, high[1])
     place = camera.plane(np.array([x, 0.0, 0.0]), np.array([0, 1.0, 0]), np.array([0, 0, 1.0]))
-    shift = rng.uniform(0, 20)
-    to_wall = np.array([[20 / 512, 0, -shift], [0, -15 / 384, 15], [0, 0, 1.0]])
-    rows = slice(0, int(np.clip(np.ceil(wall[:, 1].max()), 1, h)))
-    front = cv2.warpPerspective(_house_tile(style), place @ to_wall, (w, rows.stop), borderMode=cv2.BORDER_WRAP)
-    lit = (1 - light.share) * np.array(light.sky_rgb) + (light.share if light.sun[0] * x < 0 else 0.1) * np.array(
-        light.sun_rgb
-    )
-    mask = polygon_mask((rows.stop, w), [wall]) * np.float32(1 / 255)
-    front = front.astype(np.float32)
-    scale(front, lit * light.gain)
-    mix(image[rows], front, mask)
+    to_wall = np.array([[20 / 512, 0, -rng.uniform(0, 20)], [0, -15 / 384, 15], [0, 0, 1.0]])
+    to_part = np.array([[1, 0, -left], [0, 1, 0], [0, 0, 1.0]])
+    size = (int(right - left), int(bottom))
+    front = cv2.warpPerspective(_house_tile(style), to_part @ place @ to_wall, size, borderMode=cv2.BORDER_WRAP)
+    front = cv2.GaussianBlur(front, (0, 0), 0.8).astype(np.float32)
+    sun = light.share if light.sun[0] * x < 0 else 0.1
+    scale(front, ((1 - light.share) * np.array(light.sky_rgb) + sun * np.array(light.sun_rgb)) * light.gain)
+    mask = polygon_mask((int(bottom), int(right - left)), [wall - [left, 0]])
+    mix(image[:bottom, left:right], front, mask * np.float32(1 / 255))
 
 
 def _tree(image: np.ndarray, camera: Camera, x: float, light: Light, rng: np.random.Generator) -> None:
@@ -155,9 +146,9 @@ def _tree(image: np.ndarray, camera: Camera, x: float, light: Light, rng: np.ran
         return
     turn = np.linspace(0, 2 * np.pi, 9)[:-1]
     crown = []
-    for _ in range(50):
+    for _ in range(90):
         dx, dz = rng.normal(0, 0.45, 2) * radius
-        size = rng.uniform(0.15, 0.5)
+        size = rng.uniform(0.08, 0.35)
         points = np.stack([x + dx + size * np.cos(turn), np.full(8, y), height + dz + size * np.sin(turn)], 1)
         crown.append(camera.polygon(points))
     tone = light.gain * rng.uniform(0.7, 1.2)

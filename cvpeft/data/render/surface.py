@@ -45,16 +45,20 @@ class Surface:
         top = min(max(self.camera.horizon() + 0.12 * h, 0.05 * h), 0.9 * h)
         for _ in range(8):
             at = self.camera.to_ground(np.array([[rng.uniform(0.02, 0.98) * w, rng.uniform(top, h)]]))[0]
-            if not apart or all(np.hypot(*(at - c.at)) > apart + c.radius for c in self.covers):
+            if not apart or not self.taken(at, apart):
                 break
         return np.asarray(at)
 
+    def taken(self, at: np.ndarray, apart: float) -> bool:
+        """Whether a cover's rim is nearer than `apart` metres."""
+        return any(np.hypot(*(at - cover.at)) < apart + cover.radius for cover in self.covers)
+
     def mask(self, polygons: Shapes, soft: float = 0.0) -> tuple[np.ndarray, tuple[slice, slice]] | None:
-        """Coverage 0..1 of ground polygons, blurred by `soft` px, and its part of the image; None when nothing is seen."""
+        """Coverage 0..1 of ground polygons, blurred by `soft` px, and its part of the image; None: nothing is seen."""
         h, w = self.camera.size
         seen: Shapes
         if isinstance(polygons, np.ndarray):
-            seen = self.camera.polygons(polygons)
+            seen, _ = self.camera.polygons(polygons)
         else:
             seen = [p for p in map(self.camera.polygon, polygons) if len(p) > 2]
         if len(seen) == 0:
@@ -103,9 +107,9 @@ class Surface:
 
     def scatter(self, stack: np.ndarray, colours: np.ndarray, shadow: float = 0.6) -> None:
         """Lay many small things, (N, K, 2) metres with (N, 3) colours, each with a thin shadow at its lower edge."""
-        seen = self.camera.polygons(stack)
+        seen, kept = self.camera.polygons(stack)
         layer = np.zeros((*self.camera.size, 3), np.uint8)
-        for fixed, colour in zip(to_fixed(seen), colours.tolist(), strict=False):
+        for fixed, colour in zip(to_fixed(seen), colours[kept].tolist(), strict=True):
             cv2.fillConvexPoly(layer, fixed, colour, cv2.LINE_8, SHIFT)
         mask = polygon_mask(self.camera.size, seen)
         under = polygon_mask(self.camera.size, seen + np.array([0.6, 1.2]))

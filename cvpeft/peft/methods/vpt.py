@@ -35,6 +35,7 @@ class Vpt(Adapter):
 
     targets = ("block",)
     identity_at_init = False
+    undecayed = ("prompts",)  # they are inputs, not weights
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Vpt(Adapter):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (B, N, D), or (B, N + P, D) after the first
         if self.first:
-            prompts = self.dropout(self.prompts).to(x.dtype).expand(len(x), -1, -1)
+            prompts = self.dropout(self.prompts).to(x.dtype).expand(x.shape[0], -1, -1)
             x = torch.cat([x, prompts], 1)  # (B, N + P, D)
         if kwargs.get("rope") is not None:
             kwargs["rope"] = _extended(kwargs["rope"], self.tokens)

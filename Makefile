@@ -1,0 +1,42 @@
+# `make demo` runs the main job, `make test` every check; both make .venv first. `make venv` does just that.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := OMP_NUM_THREADS=$(shell nproc) $(BIN)/python
+
+.PHONY: venv demo demo-quick test lint proof wheel clean
+
+venv: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (about 6 GB of wheels)"; date +%s > .setup-start
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "set-up took $$(( $$(date +%s) - $$(cat .setup-start) )) s"; rm .setup-start
+	@touch $@
+
+demo: venv
+	$(BIN)/cvpeft demo
+
+demo-quick: venv
+	$(BIN)/cvpeft demo --quick
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Proofs that take minutes, and need the folder `shared` beside the checkout for the real photographs.
+proof: venv
+	$(BIN)/python -m pytest -m slow
+
+wheel: venv
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,239 @@
+"""`cvpeft COMMAND`: parse, call one library function, exit code. A command's modules are imported only when it runs.
+
+Exit codes: 0 done, 2 config or data, 3 checkpoint, 4 resources, 5 numbers, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cvpeft import __version__
+from cvpeft.errors import CvpeftError
+
+__all__ = ["main"]
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cvpeft").setLevel(logging.INFO)
+    try:
+        return int(args.command(args))
+    except CvpeftError as error:
+        return _told(error, error.exit_code, debug=args.debug)
+    except MemoryError as error:
+        return _told(f"E-MEMORY out of memory ({error}). Fix: lower train.batch or data.size", 4, debug=args.debug)
+    except KeyboardInterrupt:
+        return _told("stopped", 130, debug=False)
+
+
+def _told(message: object, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cvpeft", description="Adapt object detectors with few trained parameters.")
+    parser.add_argument("--version", action="version", version=f"cvpeft {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_train, _eval, _predict, _export, _data, _summary, _compare, _demo):
+        add(commands)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, run: Command, about: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the config's")
+
+
+# One pair for each command: its arguments, and what it does
+
+
+def _train(commands: argparse._SubParsersAction) -> None:
+    about = "Train a detector as configured; the same command continues an interrupted run."
+    parser = _add(
+        commands, "train", run_train, about, "cvpeft train configs/manhole_lora.yaml train.epochs=5 run.name=quick"
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument(
+        "--keys", action="store_true", help="print every setting with its default and meaning, and stop"
+    )
+    _overrides(parser)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from cvpeft.study.job import train_job
+
+    if args.keys:
+        return _print_keys()
+    train_job(args.config, args.overrides)
+    return 0
+
+
+def _print_keys() -> int:
+    from cvpeft.config.describe import keys
+
+    for key, kind, default, about in keys():
+        print(f"{key:28} {kind}, default {default}\n{'':28} {about}")
+    return 0
+
+
+def _eval(commands: argparse._SubParsersAction) -> None:
+    about = "Score a trained run: COCO numbers, per class and domain, false alarms, curves, latency."
+    parser = _add(commands, "eval", run_eval, about, "cvpeft eval runs/manhole_lora --split val")
+    parser.add_argument("run", type=Path, help="a run folder, or the config that it was trained from")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    parser.add_argument(
+        "--data", type=Path, action="append", default=[], metavar="JSON", help="other COCO json files to score"
+    )
+    _overrides(parser)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from cvpeft.study.job import eval_job
+
+    eval_job(args.run, args.split, args.data, args.overrides)
+    return 0
+
+
+def _predict(commands: argparse._SubParsersAction) -> None:
+    about = "Detect on photos: pictures with boxes, and a COCO json of what was found."
+    parser = _add(
+        commands,
+        "predict",
+        run_predict,
+        about,
+        "cvpeft predict runs/manhole_lora/export/model.onnx photos/ --out found",
+    )
+    parser.add_argument("source", type=Path, help="a run folder or an exported .onnx file")
+    parser.add_argument("images", nargs="+", help="files, folders or patterns")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--score", type=float, help="score from which a box counts, for all classes")
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from cvpeft.study.job import predict_job
+
+    return predict_job(args.source, args.images, args.out, args.score)
+
+
+def _export(commands: argparse._SubParsersAction) -> None:
+    about = "Write a trained run as ONNX, proven equal to it, or as merged weights."
+    parser = _add(commands, "export", run_export, about, "cvpeft export runs/manhole_lora")
+    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "--format", choices=("onnx", "weights"), default="onnx", help="weights: one safetensors, plain keys"
+    )
+    _overrides(parser)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from cvpeft.study.job import export_job
+
+    export_job(args.run, args.format, args.overrides)
+    return 0
+
+
+def _data(commands: argparse._SubParsersAction) -> None:
+    about = "Make data: rendered street scenes with manhole covers, as COCO json and images."
+    parser = _add(commands, "data", run_render, about, "cvpeft data render --city a --images 400 --seed 0 OUT")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    render = _add(verbs, "render", run_render, about, "cvpeft data render --city a --images 400 --seed 0 OUT")
+    render.add_argument("--city", required=True)
+    render.add_argument("--images", type=int, default=200)
+    render.add_argument("--seed", type=int, default=0)
+    render.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
+    render.add_argument("--name", default="train", help="name of the json file")
+    render.add_argument("out", type=Path)
+
+
+def run_render(args: argparse.Namespace) -> int:
+    from cvpeft.data.render import render_dataset
+
+    print(render_dataset(args.out, args.city, args.images, args.seed, tuple(args.size), args.name))
+    return 0
+
+
+def _summary(commands: argparse._SubParsersAction) -> None:
+    about = "Print what a config trains: parameters by part, file sizes, memory estimated and measured."
+    parser = _add(commands, "summary", run_summary, about, "cvpeft summary configs/manhole_lora.yaml")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--no-measure", action="store_true", help="do not run the one step that measures peak memory")
+    _overrides(parser)
+
+
+def run_summary(args: argparse.Namespace) -> int:
+    from cvpeft.study.job import summary_job
+
+    summary_job(args.config, args.overrides, measure=not args.no_measure)
+    return 0
+
+
+def _compare(commands: argparse._SubParsersAction) -> None:
+    about = "Train one config in several modes and seeds, and print one table."
+    parser = _add(
+        commands,
+        "compare",
+        run_compare,
+        about,
+        "cvpeft compare configs/potholes_lora.yaml --seeds 0 1 2 --out runs/table",
+    )
+    parser.add_argument("config", type=Path)
+    parser.add_argument(
+        "--modes", nargs="+", choices=("adapters", "full", "frozen"), default=["adapters", "full", "frozen"]
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from cvpeft.study.compare import compare
+
+    print(compare(args.config, modes=args.modes, seeds=args.seeds, overrides=args.overrides, out=args.out).read_text())
+    return 0
+
+
+def _demo(commands: argparse._SubParsersAction) -> None:
+    about = "The main job on rendered cities: base on one, LoRA on the next, mAP, ONNX, pictures."
+    parser = _add(commands, "demo", run_demo, about, "cvpeft demo --quick")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few images and steps: shows that all parts work, nothing more"
+    )
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from cvpeft.study.demo import demo
+
+    demo(quick=args.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""A trained run -> a file for deployment: merged on a copy, proven on real images, or nothing at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cvpeft.backbone.weights import DETECTOR_FORMAT
+from cvpeft.data.coco import CocoData
+from cvpeft.data.loader import eval_loader
+from cvpeft.data.splits import open_split
+from cvpeft.detector.saved import LoadedRun, load_run
+from cvpeft.errors import ConfigError, ResourceError
+from cvpeft.export.verify import Tolerance, export_verified
+from cvpeft.peft.merge import merge, unmergeable
+
+__all__ = ["export_onnx_run", "export_weights_run"]
+
+
+def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
+    """Write run/export/model.onnx and parity.json; returns the model's path.
+
+    What can be folded into the weights is folded; the metadata says which methods stay in the graph. ParityError, and
+    no file, where torch unmerged, torch merged and ONNX Runtime differ on images of val (else of test or train).
+    """
+    loaded = load_run(run, overrides)
+    e = loaded.settings.export
+    left = unmergeable(loaded.model)
+    plain = merge(loaded.model, partly=True).eval()
+    meta = loaded.meta
+    return export_verified(
+        loaded.model,
+        plain,
+        run / "export",
+        _images(loaded, e.verify_images),
+        classes=loaded.classes,
+        score_thresholds=meta.get("thresholds"),
+        metadata={
+            "run": run.name,
+            "base_model": meta["base"]["name"],
+            "base_sha256": meta["base"]["sha256"],
+            "adapter_sha256": _sha256(run / "adapter" / "adapter_model.safetensors"),
+            "data_sha256": meta["data"],
+            "merged": not left,
+            "methods_in_graph": sorted({name.split(" at ")[0] for name in left}),
+        },
+        opset=e.opset,
+        tolerance=Tolerance(score=e.score_tolerance, iou=e.iou_tolerance, threshold=e.verify_score),
+    )
+
+
+def _images(loaded: LoadedRun, count: int) -> list[Tensor]:
+    """Letterboxed images (3, H, W) uint8 of val, else test, else train; those with objects come first."""
+    data = loaded.settings.data
+    split = next((name for name in ("val", "test", "train") if getattr(data, name)), None)
+    if split is None:
+        raise ConfigError("SPLIT", "the config names no data to prove the export on", fix="give data.val=FILE.json")
+    records = open_split(data, split, loaded.classes)
+    chosen = sorted(records.images, key=lambda image: len(image.boxes) == 0)[:count]
+    subset = CocoData(tuple(chosen), records.classes, ())
+    return [batch.images[0] for batch in eval_loader(subset, data.size, batch=1, workers=0)]
+
+
+def export_weights_run(run: Path) -> Path:
+    """Write run/export/merged.safetensors: the whole detector in plain keys, without a trace of the methods.
+
+    It loads without cvpeft (timm's and torchvision's names) and serves as `backbone.weights` of another config.
+    AdapterError where a method cannot be merged.
+    """
+    loaded = load_run(run)
+    target = run / "export" / "merged.safetensors"
+    plain: nn.Module = merge(loaded.model)
+    tensors = {key: t.detach().contiguous() for key, t in plain.state_dict().items()}
+    metadata = {
+        "format": DETECTOR_FORMAT,
+        "backbone": loaded.settings.backbone.name,
+        "classes": "\n".join(loaded.classes),
+        "detector": json.dumps(loaded.meta["detector"]),
+    }
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            save_file(tensors, part, metadata)
+        os.replace(part, target)
+    except OSError as error:
+        raise ResourceError("WRITE", f"the weights cannot be written: {error}", where=str(target)) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

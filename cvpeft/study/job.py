@@ -1,0 +1,132 @@
+"""What each command does from end to end: find the config, call the rooms in order, tell the user what lies where."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cvpeft.config import schema
+from cvpeft.config.load import load
+from cvpeft.config.shipped import find_config
+from cvpeft.detector.saved import run_folder
+from cvpeft.errors import ConfigError
+from cvpeft.eval.detect import detect_images
+from cvpeft.eval.evaluate import evaluate_run
+from cvpeft.export.run import export_onnx_run, export_weights_run
+from cvpeft.peft.inject import signatures
+from cvpeft.study.summary import summary
+from cvpeft.train.folder import is_finished
+from cvpeft.train.loop import train
+
+__all__ = ["eval_job", "export_job", "predict_job", "read_settings", "summary_job", "train_job"]
+
+log = logging.getLogger(__name__)
+TOLD = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def read_settings(config: Path, overrides: Sequence[str] = ()) -> schema.Settings:
+    """The checked settings of a config, which may be one that ships with the package."""
+    path, note = find_config(config)
+    if note:
+        print(note, file=sys.stderr)
+    return load(path, overrides, methods=signatures())
+
+
+def train_job(config: Path, overrides: Sequence[str] = ()) -> Path:
+    """Make the runs that the config needs, train, score the test data if there is any; returns the run folder."""
+    settings = read_settings(config, overrides)
+    for need in settings.run.needs:
+        _make(need)
+    folder = train(settings)
+    if settings.data.test:
+        _tell(evaluate_run(folder, split="test"))
+    elif settings.data.val:
+        _tell(folder / "eval" / "val")
+    print(f"adapter: {folder / 'adapter'}\nnext:    cvpeft export {_short(folder)}")
+    return folder
+
+
+def _make(config: Path) -> None:
+    """Train a needed run and write its merged weights, whatever of this is not there yet."""
+    settings = read_settings(config)
+    folder = run_folder(settings)
+    if not is_finished(folder):
+        print(f"first, the run that this one stands on: {settings.run.name}", file=sys.stderr)
+        train_job(config)
+    if not (folder / "export" / "merged.safetensors").exists():
+        export_weights_run(folder)
+
+
+def eval_job(source: Path, split: str, files: Sequence[Path], overrides: Sequence[str]) -> Path:
+    """Score a run, named by its folder or by its config; returns the folder with the figures."""
+    folder = evaluate_run(_run_of(source), split=split, files=files, overrides=overrides)
+    _tell(folder)
+    return folder
+
+
+def _run_of(source: Path) -> Path:
+    if source.is_dir():
+        return source
+    folder = run_folder(read_settings(source))
+    if not is_finished(folder):
+        raise ConfigError("RUN", f"no finished run at {folder}", where=str(source), fix=f"cvpeft train {source}")
+    return folder
+
+
+def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
+    """Export a run and say what was proven; returns the file."""
+    if form == "weights":
+        file = export_weights_run(run)
+    else:
+        file = export_onnx_run(_run_of(run), overrides=overrides)
+        parity = json.loads((file.parent / "parity.json").read_text())["unmerged_onnx"]
+        print(
+            f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes in {parity['images']} images, "
+            f"IoU >= {parity['min_iou']:.6f}, scores within {parity['max_score_difference']:.1e}"
+        )
+    print(f"written: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    return file
+
+
+def predict_job(source: Path, images: Sequence[str], out: Path, score: float | None) -> int:
+    """Detect on photos; 2 where some of them could not be read, after all the others were done."""
+    done = detect_images(source, images, out, score=score)
+    for sentence in done.failed:
+        print(sentence, file=sys.stderr)
+    print(f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable: {out}")
+    return 2 if done.failed else 0
+
+
+def summary_job(config: Path, overrides: Sequence[str], *, measure: bool) -> None:
+    """Print the trainable table of a config."""
+    print(summary(read_settings(config, overrides), measure=measure).table())
+
+
+def _tell(folder: Path) -> None:
+    """The figures of an evaluation on stdout."""
+    report: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    print(f"\n{folder.name}: {report['images']} images, {report['boxes']} boxes")
+    print("  " + "  ".join(f"{name} {_number(report['coco'][name])}" for name in TOLD))
+    for name, row in report["per_class"].items():
+        print(
+            f"  {name:16} AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}  best score {_number(row['threshold'])}"
+        )
+    if len(report["per_domain"]) > 1:
+        for name, row in report["per_domain"].items():
+            print(f"  in {name:13} AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}")
+    alarms = report["false_alarms"]
+    if alarms["negative_images"]:
+        print(f"  false alarms per image without objects {_number(alarms['per_image'])}, {alarms['negative_images']} images")
+    print(f"figures: {folder}")
+
+
+def _number(value: float | None) -> str:
+    return "  -  " if value is None else f"{value:.3f}"
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

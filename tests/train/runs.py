@@ -1,0 +1,78 @@
+"""Running, ending and comparing whole runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvpeft.config import schema
+from cvpeft.train import loop
+from cvpeft.train.folder import is_finished
+
+MEASURED = {"seconds", "peak_memory_mb"}  # columns that differ from run to run
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that must be equal between an interrupted and an uninterrupted run."""
+    files = [run / "last" / f"{name}.safetensors" for name in ("model", "ema", "optimizer", "rng")]
+    files += [run / "adapter" / "adapter_model.safetensors"]
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files} | {
+        "records": records(run),
+        "config": {k: v for k, v in json.loads((run / "adapter" / "adapter_config.json").read_text()).items()},
+        "leftovers": sorted(str(f.relative_to(run)) for f in run.rglob("*") if f.suffix in (".part", ".tmp")),
+    }
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it computes the given step, counted from 1."""
+    real = loop._step
+
+    def step_and_signal(t: Any, batches: Any) -> dict[str, float]:
+        if t.progress.step + 1 == step:
+            os.kill(os.getpid(), signum)
+        return real(t, batches)
+
+    monkeypatch.setattr(loop, "_step", step_and_signal)
+
+
+def in_child(job: Callable[[], Any], *, kill_after: float | None = None) -> int:
+    """Run `job` in a forked process, killed with SIGKILL after some seconds; 0, or minus the signal that ended it."""
+    child = multiprocessing.get_context("fork").Process(target=_quiet, args=(job,))
+    child.start()
+    if kill_after is not None:
+        time.sleep(kill_after)
+        child.kill()
+    child.join(120)
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _quiet(job: Callable[[], Any]) -> None:
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    job()
+
+
+def train_to_the_end(settings: schema.Settings, run: Path, limit: int = 20) -> int:
+    """Run the same thing again and again until it is finished; returns how often."""
+    for count in range(1, limit + 1):
+        in_child(lambda: loop.train(settings))
+        if is_finished(run):
+            return count
+    raise AssertionError("the run does not come to its end")
