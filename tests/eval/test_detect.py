@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.head.classification_head.cls_logits.trained.weight.normal_(0, 0.3)
         model.head.classification_head.cls_logits.trained.bias.fill_(-1)
     meta = describe(model, settings, classes, [site.path for site in sites])
-    save_adapter(folder / "adapter", model, {**meta, "thresholds": {"good": 0.25, "broke": 0.15}}, "")
+    save_adapter(folder / "adapter", model, meta, "")
     (folder / "config.resolved.yaml").write_text(dump(settings))
     return folder
 
@@ -98,15 +99,24 @@ def test_a_run_gives_the_boxes_of_the_evaluation(run: Path, tmp_path: Path) -> N
 
 def test_thresholds_of_the_run_hold_unless_a_score_is_given(run: Path, tmp_path: Path) -> None:
     file = photo(tmp_path / "a.jpg")
-    counts = {}
-    for name, score in (("own", None), ("all", 0), ("high", 0.25)):
-        detect_images(run, [file], tmp_path / name, score=score)
-        counts[name] = [(row["category_id"], row["score"]) for row in read(tmp_path / name)["annotations"]]
-    least = {1: 0.25, 2: 0.15}
-    assert counts["own"] == [(label, s) for label, s in counts["all"] if s >= least[label]]
-    assert counts["high"] == [(label, s) for label, s in counts["all"] if s >= 0.25]
-    assert 0 < len(counts["high"]) < len(counts["own"]) < len(counts["all"])
-    assert read(tmp_path / "own")["info"]["thresholds"] == {"good": 0.25, "broke": 0.15}
+
+    def found(source: Path, score: float | None) -> list[tuple[int, float]]:
+        detect_images(source, [file], tmp_path / "out", score=score)
+        return [(row["category_id"], row["score"]) for row in read(tmp_path / "out")["annotations"]]
+
+    everything = found(run, 0)
+    middle = {label: float(np.median([s for found, s in everything if found == label])) for label in (1, 2)}
+    assert len(set(middle.values())) == 2
+    other = shutil.copytree(run, tmp_path / "run")
+    meta = json.loads((other / "adapter" / "adapter_config.json").read_text())
+    meta["thresholds"] = {"good": middle[1], "broke": middle[2]}
+    (other / "adapter" / "adapter_config.json").write_text(json.dumps(meta))
+    chosen = [(label, s) for label, s in everything if s >= middle[label]]
+    assert 0 < len(chosen) < len(everything)
+    assert found(other, None) == chosen
+    assert read(tmp_path / "out")["info"]["thresholds"] == meta["thresholds"]
+    assert found(other, middle[1]) == [(label, s) for label, s in everything if s >= middle[1]]
+    assert [s for _, s in found(run, None)] == [s for _, s in everything if s >= 0.5]  # a run without val
 
 
 def test_an_onnx_file_gives_boxes_in_pixels_of_the_photo(onnx_file: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def tracks(s: Surface, rng: np.random.Generator) -> None:
     middle = rng.uniform(s.left + 1, s.right - 1) if s.right - s.left > 3 else 0.0
     factor = rng.uniform(0.86, 1.12)
     for x in (-0.8, 0.8):
-        s.shade([quad(middle + x - 0.3, middle + x + 0.3, -5, 60)], factor, soft=9)
-    s.shade([quad(middle - 0.25, middle + 0.25, -5, 60)], rng.uniform(0.85, 0.97), soft=7)
+        s.shade([quad(middle + x - 0.3, middle + x + 0.3, -60, 60)], factor, soft=9)
+    s.shade([quad(middle - 0.25, middle + 0.25, -60, 60)], rng.uniform(0.85, 0.97), soft=7)
 
 
 def patches(s: Surface, rng: np.random.Generator) -> None:
@@ -79,12 +79,12 @@ def marks(s: Surface, rng: np.random.Generator, yellow: bool) -> None:
     worn, kind = rng.uniform(0.05, 0.75), rng.integers(5)
     x = rng.uniform(s.left + 0.3, s.right - 0.3)
     if kind == 0:
-        shapes = [quad(x - 0.06, x + 0.06, -5, 70)]
+        shapes = [quad(x - 0.06, x + 0.06, -70, 70)]
         if rng.random() < 0.4:
-            shapes.append(quad(x + 0.14, x + 0.26, -5, 70))
+            shapes.append(quad(x + 0.14, x + 0.26, -70, 70))
     elif kind == 1:
         first = rng.uniform(-6, 0)
-        shapes = [quad(x - 0.07, x + 0.07, first + 6 * i, first + 6 * i + 3) for i in range(10)]
+        shapes = [quad(x - 0.07, x + 0.07, first + 6 * i, first + 6 * i + 3) for i in range(-9, 10)]
     elif kind == 2:
         y = s.spot(rng)[1]
         shapes = [quad(s.left + 0.3 + i, s.left + 0.8 + i, y, y + 3) for i in range(int(s.right - s.left))]
@@ -175,8 +175,8 @@ def joints(s: Surface, rng: np.random.Generator) -> None:
     """The joints of a concrete road: bays of a few metres, sealed with tar or full of sand."""
     bay, x0, y0 = rng.uniform(3, 5), rng.uniform(-2, 2), rng.uniform(0, 4)
     dark = (48, 46, 44) if rng.random() < 0.7 else (118, 106, 88)
-    lines = [quad(-30, 30, y0 + bay * i - 0.008, y0 + bay * i + 0.008) for i in range(-2, 12)]
-    lines += [quad(x0 + bay * i - 0.008, x0 + bay * i + 0.008, -5, 60) for i in range(-3, 4)]
+    lines = [quad(-30, 30, y0 + bay * i - 0.008, y0 + bay * i + 0.008) for i in range(-11, 12)]
+    lines += [quad(x0 + bay * i - 0.008, x0 + bay * i + 0.008, -60, 60) for i in range(-3, 4)]
     s.paint(lines, dark, 0.8, worn=0.15, soft=0.5)
 
 

@@ -100,8 +100,11 @@ def gap(cover: Cover, camera: Camera) -> float:
     x, y, r, _ = grid(32)
     opening = inner * np.stack([x, y], -1)[r < 1]
     linear = np.eye(2) - np.outer(view, cover.tilt)
-    on_lid = (opening - np.array(cover.move) + view * (cover.lift + THICK)) @ np.linalg.inv(linear).T
-    return float(np.mean(np.hypot(*on_lid.T) > inner))
+    hidden = np.zeros(len(opening), bool)
+    for z in (0.0, THICK):
+        on_lid = (opening - np.array(cover.move) + view * (cover.lift + z)) @ np.linalg.inv(linear).T
+        hidden |= np.hypot(*on_lid.T) < inner
+    return float(1 - hidden.mean())
 
 
 def _area(points: np.ndarray) -> float:

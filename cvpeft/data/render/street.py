@@ -16,6 +16,7 @@ from cvpeft.data.render.noise import fractal, to_uint8
 __all__ = ["KERB", "Street", "backdrop", "kerb_parts"]
 
 KERB = 0.12  # metres
+FAR = 150.0  # metres; where the street ends, ahead and behind
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ def kerb_parts(camera: Camera, street: Street) -> tuple[list[np.ndarray], list[n
         stone, end = edge + 0.14 * out, edge + street.walk * out
         walks.append(_flat(camera, stone, end))
         tops.append(_flat(camera, edge, stone))
-        upright = [(edge, -5, 0), (edge, 150, 0), (edge, 150, KERB), (edge, -5, KERB)]
+        upright = [(edge, -FAR, 0), (edge, FAR, 0), (edge, FAR, KERB), (edge, -FAR, KERB)]
         faces.append(camera.polygon(np.array(upright, float)))
     return walks, tops, faces
 
 
 def _flat(camera: Camera, x0: float, x1: float) -> np.ndarray:
-    return camera.polygon(np.array([(x0, -5, KERB), (x1, -5, KERB), (x1, 150, KERB), (x0, 150, KERB)], float))
+    return camera.polygon(np.array([(x0, -FAR, KERB), (x1, -FAR, KERB), (x1, FAR, KERB), (x0, FAR, KERB)], float))
 
 
 def backdrop(image: np.ndarray, camera: Camera, street: Street, light: Light, rng: np.random.Generator) -> None:
@@ -56,7 +57,7 @@ def backdrop(image: np.ndarray, camera: Camera, street: Street, light: Light, rn
     h, w = camera.size
     left, right = street.left - street.walk, street.right + street.walk
     walls = [
-        camera.polygon(np.array([(x, -8, 0), (x, 150, 0), (x, 150, 15), (x, -8, 15)], float)) for x in (left, right)
+        camera.polygon(np.array([(x, -FAR, 0), (x, FAR, 0), (x, FAR, 15), (x, -FAR, 15)], float)) for x in (left, right)
     ]
     row = camera.horizon() + abs(np.tan(camera.roll)) * w / 2
     if row <= 0 and not any(_in_view(wall, camera.size) for wall in walls):
@@ -138,7 +139,8 @@ def _front(
 
 def _tree(image: np.ndarray, camera: Camera, x: float, light: Light, rng: np.random.Generator) -> None:
     """A trunk with a crown of leaves."""
-    y, height, radius = rng.uniform(5, 25), rng.uniform(3.5, 6), rng.uniform(1.0, 2.0)
+    y = rng.uniform(5, 25) * float(np.sign(camera.axes[2, 1]))
+    height, radius = rng.uniform(3.5, 6), rng.uniform(1.0, 2.0)
     trunk = camera.polygon(
         np.array([(x - 0.12, y, 0), (x + 0.12, y, 0), (x + 0.08, y, height), (x - 0.08, y, height)], float)
     )

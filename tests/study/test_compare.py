@@ -1,0 +1,274 @@
+"""One table from several trainings: complete, resumable, and never of two protocols."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cvpeft.config.load import load
+from cvpeft.detector.saved import load_run
+from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, NumericalError, ResourceError
+from cvpeft.eval.evaluate import evaluate_run
+from cvpeft.peft.inject import signatures
+from cvpeft.peft.state import owned
+from cvpeft.study import compare as module
+from cvpeft.study.compare import compare
+from cvpeft.train.loop import Interrupted, train
+from tests.study.sets import config
+
+
+class Calls(list[tuple[str, ...]]):
+    """Takes the place of the child processes: does their work here and notes what was asked for."""
+
+    stop_at: int = 1000
+
+    def __call__(self, command: str, *arguments: str, name: str) -> None:
+        if len(self) >= self.stop_at:
+            raise Interrupted(signal.SIGINT, Path(name))
+        self.append((command, name))
+        if command == "train":
+            train(load(Path(arguments[0]), arguments[1:], methods=signatures()))
+        else:
+            assert arguments[1:] == ("--split", "test")
+            evaluate_run(Path(arguments[0]), split="test")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    found = Calls()
+    monkeypatch.setattr(module, "_call", found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison of two modes and two seeds, beside its config."""
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_call", Calls())
+        compare(config(folder), modes=("adapters", "frozen"), seeds=(0, 1), out=folder / "out")
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as f:
+        return list(csv.DictReader(f))
+
+
+def test_figures_are_those_of_the_runs(done: Path) -> None:
+    runs = rows(done / "out" / "runs.csv")
+    assert [(row["mode"], row["seed"]) for row in runs] == [
+        ("adapters", "0"), ("adapters", "1"), ("frozen", "0"), ("frozen", "1"),
+    ]  # fmt: skip
+    for row in runs:
+        folder = done / "out" / "runs" / f"{row['mode']}-seed{row['seed']}"
+        model = load_run(folder).model
+        count = dict.fromkeys(("adapter", "neck", "head"), 0)
+        for key, tensor in owned(model).items():
+            part = "neck" if key.startswith("backbone.neck") else "adapter" if key.startswith("backbone") else "head"
+            count[part] += tensor.numel()
+        assert {part: int(row[part]) for part in count} == count
+        assert (count["adapter"] > 0) == (row["mode"] == "adapters")
+        report = json.loads((folder / "eval" / "val" / "metrics.json").read_text())
+        assert float(row["AP"]) == report["coco"]["AP"]
+        assert float(row["AP50"]) == report["coco"]["AP50"]
+        log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        seconds = [record["seconds"] for record in log if "seconds" in record]
+        assert float(row["seconds"]) == seconds[-1] > 0
+        assert float(row["peak_memory_mib"]) > 100
+        size = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
+        assert float(row["file_mib"]) == size / 2**20
+
+
+def test_means_and_deviations_over_seeds(done: Path) -> None:
+    runs, table = rows(done / "out" / "runs.csv"), rows(done / "out" / "table.csv")
+    assert [(row["mode"], row["methods"], row["seeds"]) for row in table] == [
+        ("adapters", "lora", "0 1"), ("frozen", "", "0 1"),
+    ]  # fmt: skip
+    for row in table:
+        one, two = (float(run["seconds"]) for run in runs if run["mode"] == row["mode"])
+        assert float(row["seconds"]) == pytest.approx((one + two) / 2)
+        assert float(row["seconds_sd"]) == pytest.approx(abs(one - two) / 2**0.5)
+
+
+def test_table_says_how_it_was_made(done: Path) -> None:
+    text = (done / "out" / "table.md").read_text()
+    assert f"cvpeft compare {done}/tiny.yaml --modes adapters frozen --seeds 0 1 --out {done}/out" in text
+    assert "torch 2." in text
+    assert re.search(r"Date: 20\d\d-\d\d-\d\d\.", text)
+    assert "data.val (val.json). The same images chose the epoch (adapters-seed0 " in text
+    assert "Mean ± standard deviation" in text
+    assert "Not complete" not in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| adapters (lora) | 0 1 |")
+
+
+def test_the_same_command_trains_nothing_again(done: Path, calls: Calls) -> None:
+    before = (done / "out" / "runs.csv").read_text()
+    compare(done / "tiny.yaml", modes=("adapters", "frozen"), seeds=(0, 1), out=done / "out")
+    assert calls == []
+    assert (done / "out" / "runs.csv").read_text() == before
+
+
+def test_runs_of_another_config_or_other_data_are_refused(done: Path, calls: Calls) -> None:
+    both = {"modes": ("adapters", "frozen"), "out": done / "out"}
+    with pytest.raises(ConfigError, match="another config"):
+        compare(done / "tiny.yaml", overrides=["train.epochs=3"], **both)
+    file = done / "val" / "val.json"
+    before = file.read_text()
+    file.write_text(before + "\n")
+    try:
+        with pytest.raises(ConfigError, match="other data"):
+            compare(done / "tiny.yaml", **both)
+    finally:
+        file.write_text(before)
+    assert calls == []
+
+
+def test_runs_on_other_base_weights_are_refused(done: Path, calls: Calls, tmp_path: Path) -> None:
+    out = shutil.copytree(done / "out", tmp_path / "out")
+    for resolved in out.rglob("config.resolved.yaml"):
+        resolved.write_text(resolved.read_text().replace(str(done / "out"), str(out)))
+    compare(done / "tiny.yaml", modes=("adapters", "frozen"), out=out)
+    file = out / "runs" / "frozen-seed0" / "adapter" / "adapter_config.json"
+    meta = json.loads(file.read_text())
+    meta["base"]["sha256"] = "0" * 64
+    file.write_text(json.dumps(meta))
+    with pytest.raises(ConfigError, match="other base weights"):
+        compare(done / "tiny.yaml", modes=("adapters", "frozen"), out=out)
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path: Path, calls: Calls) -> None:
+    file = config(tmp_path)
+    calls.stop_at = 1
+    with pytest.raises(Interrupted):
+        compare(file, modes=("frozen", "adapters"), out=tmp_path / "out")
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "1 of 2 runs are done" in text
+    assert "±" not in text
+    calls.stop_at = 1000
+    compare(file, modes=("frozen", "adapters"), out=tmp_path / "out")
+    assert calls == [("train", "frozen-seed0"), ("train", "adapters-seed0")]
+    assert "Not complete" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_test_figures_win_over_val(tmp_path: Path, calls: Calls) -> None:
+    file = config(tmp_path)
+    compare(file, modes=("full",), overrides=["data.test=[test/test.json]"], out=tmp_path / "out")
+    assert calls == [("train", "full-seed0"), ("eval", "full-seed0")]
+    (row,) = rows(tmp_path / "out" / "runs.csv")
+    figures = tmp_path / "out" / "runs" / "full-seed0" / "eval" / "test" / "metrics.json"
+    assert float(row["AP50"]) == json.loads(figures.read_text())["coco"]["AP50"]
+    assert int(row["backbone"]) > 10 * int(row["neck"])
+    assert "data.test (test.json)." in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"modes": ()}, "make no comparison"),
+        ({"seeds": (1, 1)}, "make no comparison"),
+        ({"overrides": ["run.seed=3"]}, r"run\.seed is set by the comparison"),
+        ({"overrides": ["peft.mode=full"]}, r"peft\.mode is set by the comparison"),
+        ({"overrides": ["data.val=[]"]}, r"neither data\.test nor data\.val"),
+        ({"overrides": ["peft.methods=[]"]}, r"peft\.methods is empty"),
+        ({"overrides": ["train.epocs=3"]}, "epochs"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path, calls: Calls, given: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        compare(config(tmp_path), **{"modes": ("adapters",), **given}, out=tmp_path / "out")
+    assert calls == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_may_have_any_name(tmp_path: Path, calls: Calls) -> None:
+    out = tmp_path / "my runs: #1, [a]"
+    assert compare(config(tmp_path), modes=("frozen",), out=out) == out / "table.md"
+    assert (out / "runs" / "frozen-seed0" / "adapter").is_dir()
+    assert "--out '" in (out / "table.md").read_text()
+
+
+# Child processes
+
+
+def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(module, "PROGRAM", (sys.executable, "-c", code))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [
+        ("raise SystemExit(2)", ConfigError, "exit code 2"),
+        ("raise SystemExit(3)", CheckpointError, "exit code 3"),
+        ("raise SystemExit(4)", ResourceError, "exit code 4"),
+        ("raise SystemExit(5)", NumericalError, "exit code 5"),
+        ("raise SystemExit(1)", CvpeftError, "exit code 1"),
+        ("import os; os.kill(os.getpid(), 9)", ResourceError, "signal 9. Mostly memory"),
+        ("raise SystemExit(130)", Interrupted, "SIGINT"),
+    ],
+)
+def test_the_childs_error_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, code: str, kind: type[CvpeftError], told: str
+) -> None:
+    program(monkeypatch, code)
+    with pytest.raises(kind, match=told):
+        module._call("train", "x.yaml", name="full-seed0")
+
+
+def test_a_child_that_ends_well_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    program(monkeypatch, "import sys; assert sys.argv[1:] == ['train', 'x.yaml']")
+    module._call("train", "x.yaml", name="full-seed0")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_child_which_may_finish(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: int
+) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    program(
+        monkeypatch,
+        "import pathlib, signal, sys, time\n"
+        "def stop(number, _):\n"
+        f"    time.sleep(0.5); pathlib.Path({str(saved)!r}).touch(); sys.exit(128 + number)\n"
+        f"signal.signal({int(signum)}, stop)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(30)",
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(Interrupted) as stopped:
+        module._call("train", "x.yaml", name="full-seed0")
+    thread.join()
+    assert stopped.value.exit_code == 128 + signum
+    assert saved.exists()
+    assert signal.getsignal(signum) == before
+
+
+@pytest.mark.slow
+def test_the_command_from_end_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cvpeft.cli", "compare", str(config(tmp_path)), "--modes", "adapters", "frozen"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == (tmp_path / "out" / "table.md").read_text().strip()
+    assert [row["mode"] for row in rows(tmp_path / "out" / "table.csv")] == ["adapters", "frozen"]

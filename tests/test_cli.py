@@ -1,0 +1,167 @@
+"""The commands as a user meets them: a mistake is one sentence and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cvpeft.cli import main
+from cvpeft.config import shipped
+
+CONFIG = """
+data: {{train: {train}, size: [64, 64], workers: 0}}
+backbone: {{name: {name}, weights: {weights}, neck_width: 16}}
+detector: {{head_width: 16}}
+peft: {{methods: [{{lora: {{rank: 2, targets: [{target}]}}}}]}}
+train: {{epochs: 1}}
+"""
+
+
+def coco(folder: Path, **changes: object) -> Path:
+    """One image with one box; `changes` replace parts of the json."""
+    Image.new("RGB", (64, 64), "grey").save(folder / "a.jpg")
+    content: dict[str, object] = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 30, 30]}],
+        "categories": [{"id": 1, "name": "good"}],
+    }
+    (folder / "train.json").write_text(json.dumps({**content, **changes}))
+    return folder / "train.json"
+
+
+def config(folder: Path, **changes: str) -> Path:
+    values = {"train": "train.json", "name": "vit_tiny_patch16_224", "weights": "none", "target": "attn.qkv"}
+    (folder / "c.yaml").write_text(CONFIG.format(**{**values, **changes}))
+    return folder / "c.yaml"
+
+
+def missing_json(folder: Path) -> Path:
+    return config(folder, train="absent.json")
+
+
+def wrong_json(folder: Path) -> Path:
+    coco(folder).write_text("[1, 2]")
+    return config(folder)
+
+
+def unknown_category(folder: Path) -> Path:
+    coco(folder, annotations=[{"id": 1, "image_id": 1, "category_id": 7, "bbox": [8, 8, 30, 30]}])
+    return config(folder)
+
+
+def box_outside(folder: Path) -> Path:
+    coco(folder, annotations=[{"id": 1, "image_id": 1, "category_id": 1, "bbox": [50, 50, 60, 60]}])
+    return config(folder)
+
+
+def unknown_key(folder: Path) -> Path:
+    file = config(folder)
+    file.write_text(file.read_text().replace("epochs", "epoch"))
+    return file
+
+
+def unknown_backbone(folder: Path) -> Path:
+    coco(folder)
+    return config(folder, name="vit_tinny_patch16_224")
+
+
+def target_without_match(folder: Path) -> Path:
+    coco(folder)
+    return config(folder, target="attn.qvk")
+
+
+def missing_weights(folder: Path) -> Path:
+    coco(folder)
+    return config(folder, weights="absent.safetensors")
+
+
+def unreachable_hub(folder: Path) -> Path:
+    coco(folder)
+    return config(folder, weights="timm")
+
+
+def corrupt_image(folder: Path) -> Path:
+    coco(folder)
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    return config(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder / "absent.yaml", ["absent.yaml"]),
+        (missing_json, ["absent.json"]),
+        (wrong_json, ["train.json", "list"]),
+        (unknown_category, ["train.json", "category_id is 7"]),
+        (box_outside, ["a.jpg", "64"]),
+        (unknown_key, ["c.yaml:6", "train.epoch", "did you mean", "train.epochs"]),
+        (unknown_backbone, ["vit_tinny_patch16_224", "did you mean", "vit_tiny_patch16_224"]),
+        (target_without_match, ["attn.qvk", "did you mean", "attn.qkv"]),
+        (missing_weights, ["absent.safetensors"]),
+        (unreachable_hub, ["hub", "backbone.weights=FILE"]),
+        (corrupt_image, ["a.jpg"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    make: Callable[[Path], Path],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cvpeft.backbone.weights.hf_hub_download", no_hub)
+    assert main(["train", str(make(tmp_path))]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in told if line.startswith("E-")]) == 1, told
+    assert "Traceback" not in "\n".join(told)
+    for word in words:
+        assert word in told[-1]
+
+
+def no_hub(*_: object, **__: object) -> str:
+    raise OSError("Name or service not known")
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "eval", "predict", "export", "data", "summary", "compare", "demo"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"example:\n  cvpeft {command}" in capsys.readouterr().out
+
+
+def test_the_scripts_in_tools_are_the_commands() -> None:
+    tools = Path(__file__).parents[1] / "tools"
+    for script in sorted(tools.glob("*.py")):
+        done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"cvpeft {script.stem}" in done.stdout
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from cvpeft.cli import _parser; _parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shipped_configs_are_copied_once_and_never_over_the_users(tmp_path: Path) -> None:
+    mine = tmp_path / "configs" / "manhole_base.yaml"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    path, note = shipped.find_config(tmp_path / "configs" / "manhole_lora.yaml")
+    assert path.read_text() == shipped.shipped_configs()["manhole_lora.yaml"].read_text()
+    assert "copied" in note
+    assert mine.read_text() == "mine"
+    assert shipped.find_config(path) == (path, "")
+
+
+def test_the_figures_of_a_missing_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tmp_path)]) == 3
+    assert "no config.resolved.yaml" in capsys.readouterr().err
