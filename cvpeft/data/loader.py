@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,13 +215,18 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 
 def _init_worker(_: int) -> None:
-    """A worker is one of several: threads of its own would only fight for the same cores.
-
-    It ends with its parent: a SIGTERM to the whole group is the parent's to obey, which still wants to save.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A worker is one of several: threads of its own would only fight for the same cores."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _obey_parent() -> None:
+    """End at the parent's SIGTERM alone: one to the whole group is for the parent, which still wants to save."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:

@@ -136,6 +136,9 @@ def _fcos(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Modul
         raise ConfigError(
             "ANCHORS", "FCOS has no anchors", where="detector.anchor_sizes", fix="leave detector.anchor_sizes empty"
         )
+    if trunk.out_channels % 32:
+        what = f"FCOS's towers are normalised in 32 groups, backbone.neck_width is {trunk.out_channels}"
+        raise ConfigError("WIDTH", what, fix="set backbone.neck_width to a multiple of 32")
     return FCOS(
         trunk,
         num_classes=classes + 1,

@@ -18,6 +18,7 @@ from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError, ResourceError
+from cvpeft.eval.report import DEFAULT_THRESHOLD
 from cvpeft.export.verify import Tolerance, export_verified
 from cvpeft.peft.merge import merge, unmergeable
 
@@ -41,7 +42,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         run / "export",
         _images(loaded, e.verify_images),
         classes=loaded.classes,
-        score_thresholds=meta.get("thresholds"),
+        score_thresholds=meta.get("thresholds") or dict.fromkeys(loaded.classes, DEFAULT_THRESHOLD),
         metadata={
             "run": run.name,
             "base_model": meta["base"]["name"],

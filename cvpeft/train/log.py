@@ -127,6 +127,10 @@ def peak_memory(device: torch.device) -> float:
     """Peak memory in MiB: of the GPU, or on a CPU of the whole process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss is inherited there: a small child of a large process would show the parent's
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -20,6 +20,7 @@ from cvpeft.config.load import load
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.evaluate import evaluate_run
+from cvpeft.export.run import export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import owned
 from cvpeft.study import compare as module
@@ -39,6 +40,9 @@ class Calls(list[tuple[str, ...]]):
         self.append((command, name))
         if command == "train":
             train(load(Path(arguments[0]), arguments[1:], methods=signatures()))
+        elif command == "export":
+            assert arguments[1:] == ("--format", "weights")
+            export_weights_run(Path(arguments[0]))
         else:
             assert arguments[1:] == ("--split", "test")
             evaluate_run(Path(arguments[0]), split="test")
@@ -174,6 +178,20 @@ def test_test_figures_win_over_val(tmp_path: Path, calls: Calls) -> None:
     assert float(row["AP50"]) == json.loads(figures.read_text())["coco"]["AP50"]
     assert int(row["backbone"]) > 10 * int(row["neck"])
     assert "data.test (test.json)." in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_runs_that_the_config_stands_on_are_made_first(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config(tmp_path, name="base.yaml")
+    base = tmp_path / "runs" / "base"
+    file = config(tmp_path)
+    text = file.read_text().replace("weights: none", f"weights: {base}/export/merged.safetensors")
+    file.write_text(text + "run: {needs: [base.yaml]}\n")
+    for _ in range(2):
+        compare(file, modes=("frozen",), out=tmp_path / "out")
+    assert calls == [("train", "base"), ("export", "base"), ("train", "frozen-seed0")]
 
 
 @pytest.mark.parametrize(

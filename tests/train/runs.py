@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cvpeft.config import schema
 from cvpeft.train import loop
@@ -26,11 +27,20 @@ def outcome(run: Path) -> dict[str, Any]:
     """All that must be equal between an interrupted and an uninterrupted run."""
     files = [run / "last" / f"{name}.safetensors" for name in ("model", "ema", "optimizer", "rng")]
     files += [run / "adapter" / "adapter_model.safetensors"]
-    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files} | {
+    return {str(f.relative_to(run)): _digest(f) for f in files} | {
         "records": records(run),
         "config": {k: v for k, v in json.loads((run / "adapter" / "adapter_config.json").read_text()).items()},
         "leftovers": sorted(str(f.relative_to(run)) for f in run.rglob("*") if f.suffix in (".part", ".tmp")),
     }
+
+
+def _digest(file: Path) -> str:
+    """Of the tensors: safetensors writes its metadata in any order."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(load_file(file).items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def records(run: Path) -> list[dict[str, Any]]:

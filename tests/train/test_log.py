@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvpeft.train.log import RunLog, environment, peak_memory
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def filled(folder: Path) -> RunLog:
+    log = RunLog(folder)
+    log.add(3, {"loss": 0.1 + 0.2})
+    log.add(3, {"val_AP": 0.5})
+    log.add(6, {"loss": 1e-9})
+    return log
+
+
+def test_records_and_table_hold_the_same_numbers(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    assert lines(tmp_path) == [
+        {"step": 3, "loss": 0.30000000000000004}, {"step": 3, "val_AP": 0.5}, {"step": 6, "loss": 1e-9},
+    ]  # fmt: skip
+    with (tmp_path / "metrics.csv").open() as f:
+        table = list(csv.DictReader(f))
+    assert [(row["step"], row["loss"], row["val_AP"]) for row in table] == [
+        ("3", "0.30000000000000004", ""), ("3", "", "0.5"), ("6", "1e-09", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 3, 9])
+def test_a_resumed_run_keeps_what_its_state_knows(tmp_path: Path, keep: int) -> None:
+    before = filled(tmp_path).records
+    assert RunLog(tmp_path, keep=keep).records == before[:keep]
+    assert lines(tmp_path) == before[:keep]
+
+
+@pytest.mark.parametrize("damage", ['{"step": 9, "lo', "\0\0\0\0", '{"step": 9}}'])
+def test_what_a_crash_left_in_the_log_is_dropped(tmp_path: Path, damage: str) -> None:
+    before = filled(tmp_path).records
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write(damage)
+    assert RunLog(tmp_path, keep=9).records == before
+
+
+def test_a_full_disk_is_a_warning_and_no_record_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = filled(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        log.add(9, {"loss": 2.0})
+    assert "No space left on device" in caplog.text
+    assert len(lines(tmp_path)) == 3
+    log.add(12, {"loss": 3.0})
+    assert [r["step"] for r in lines(tmp_path)] == [3, 3, 6, 9, 12]
+
+
+def test_tensorboard_forgets_what_is_written_again(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = RunLog(tmp_path, tensorboard=True)
+    for step in (1, 2, 3):
+        log.add(step, {"loss": 10.0 + step, "name": "no number"})
+    log.close()
+    again = RunLog(tmp_path, keep=2, step=2, tensorboard=True)
+    again.add(3, {"loss": 99.0})
+    again.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 11.0), (2, 12.0), (3, 99.0)]
+
+
+def test_the_environment_is_told() -> None:
+    found = environment("cpu")
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    assert found["threads"] >= 1
+    assert peak_memory(torch.device("cpu")) > 50
