@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import ellipses
+from .runs import make_data
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,5 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Five photos to train on, one of them without boxes, and three of val."""
-    ellipses(tmp_path, 5, negatives=1)
-    ellipses(tmp_path, 3, name="val")
+    make_data(tmp_path)
     return tmp_path

@@ -16,11 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cvpeft.config import schema
 from cvpeft.train import loop
-from cvpeft.train.folder import is_finished
+from tests.helpers import ellipses
 
 MEASURED = {"seconds", "peak_memory_mb"}  # columns that differ from run to run
+
+
+def make_data(folder: Path) -> None:
+    """Five photos to train on, one of them without boxes, and three of val."""
+    ellipses(folder, 5, negatives=1)
+    ellipses(folder, 3, name="val")
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def outcome(run: Path) -> dict[str, Any]:
     files += [run / "adapter" / "adapter_model.safetensors"]
     return {str(f.relative_to(run)): _digest(f) for f in files} | {
         "records": records(run),
-        "config": {k: v for k, v in json.loads((run / "adapter" / "adapter_config.json").read_text()).items()},
+        "config": json.loads((run / "adapter" / "adapter_config.json").read_text()),
         "leftovers": sorted(str(f.relative_to(run)) for f in run.rglob("*") if f.suffix in (".part", ".tmp")),
     }
 
@@ -77,12 +82,3 @@ def _quiet(job: Callable[[], Any]) -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     job()
-
-
-def train_to_the_end(settings: schema.Settings, run: Path, limit: int = 20) -> int:
-    """Run the same thing again and again until it is finished; returns how often."""
-    for count in range(1, limit + 1):
-        in_child(lambda: loop.train(settings))
-        if is_finished(run):
-            return count
-    raise AssertionError("the run does not come to its end")

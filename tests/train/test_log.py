@@ -84,7 +84,7 @@ def test_tensorboard_forgets_what_is_written_again(tmp_path: Path) -> None:
 
 def test_the_environment_is_told() -> None:
     found = environment("cpu")
-    assert found["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["device"] == "cpu"
     assert found["threads"] >= 1
     assert peak_memory(torch.device("cpu")) > 50

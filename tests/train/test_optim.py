@@ -103,7 +103,12 @@ def test_the_weights_come_back_whatever_happens_while_the_average_is_in() -> Non
     ema = EMA({"w": weight}, decay=0.9)
     with torch.no_grad():
         weight.fill_(5.0)
-    with pytest.raises(KeyboardInterrupt), ema.swapped_in({"w": weight}):
-        assert weight.tolist() == [1.0, 1.0]
-        raise KeyboardInterrupt
+
+    def stop_inside() -> None:
+        with ema.swapped_in({"w": weight}):
+            assert weight.tolist() == [1.0, 1.0]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_inside()
     assert weight.tolist() == [5.0, 5.0]

@@ -72,8 +72,8 @@ class City:
     quality: Span = (76, 92)
 
 
-CAR_ROOF = Rig(0.55, (1.9, 2.6), (22, 42), 8, (0.75, 1.05))
-WALKER = Rig(0.45, (1.45, 1.75), (32, 68), 180, (0.75, 1.1))
+CAR_ROOF = Rig(0.25, (1.9, 2.6), (22, 42), 8, (0.75, 1.05))
+INSPECTOR = Rig(0.75, (1.4, 1.7), (42, 75), 180, (0.8, 1.2))  # on foot, the phone held down at what is to be reported
 
 A = City(
     name="a",
@@ -81,7 +81,7 @@ A = City(
     walks={"slabs": 3, "asphalt_old": 1, "bricks_red": 1},
     patterns={"checker": 4, "waffle": 3, "logo": 2, "tread": 2, "rings": 1},
     lids={"iron": 4, "valve": 3, "concrete": 2},
-    rigs=(CAR_ROOF, WALKER),
+    rigs=(CAR_ROOF, INSPECTOR),
     sunny=0.65,
     cast=(1.0, 1.0, 1.0),
 )
@@ -93,8 +93,8 @@ B = City(
     patterns={"radial": 4, "ribs": 3, "studs": 3, "rings": 2, "letters": 2},
     lids={"plastic": 3, "concrete": 4, "iron": 2},
     rigs=(
-        Rig(0.45, (1.05, 1.4), (20, 34), 10, (0.65, 0.9), bonnet=0.25),
-        Rig(0.55, (1.3, 1.6), (28, 60), 180, (0.7, 0.95)),
+        Rig(0.25, (1.05, 1.4), (20, 34), 10, (0.65, 0.9), bonnet=0.25),
+        Rig(0.75, (1.25, 1.55), (38, 72), 180, (0.75, 1.05)),
     ),
     ground_tint=(1.03, 1.0, 0.96),
     cover_tint=(1.08, 0.98, 0.88),

@@ -1,0 +1,209 @@
+"""Weights are those of the file, all of them, or there is an error: nothing is half loaded or left random."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.errors as hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from cvpeft.backbone import weights
+from cvpeft.backbone.build import build_backbone
+from cvpeft.backbone.weights import BODY, DETECTOR_FORMAT, hub_file, read_weights
+from cvpeft.errors import BackboneError
+
+NAME = "vit_tiny_patch16_224"
+
+
+def tensors(name: str = NAME, **changes: Any) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return {k: v.contiguous() for k, v in timm.create_model(name, **changes).state_dict().items()}
+
+
+def written(folder: Path, content: dict[str, Tensor], name: str = "base.safetensors", **metadata: str) -> Path:
+    save_file(content, folder / name, metadata or None)
+    return folder / name
+
+
+def timms_own(file: Path, **changes: Any) -> Any:
+    overlay = {"file": str(file), "hf_hub_id": None}
+    return timm.create_model("deit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, **changes)
+
+
+def test_the_real_file_loads_as_timm_itself_loads_it(deit_tiny_file: Path) -> None:
+    body = build_backbone("deit_tiny_patch16_224", deit_tiny_file, (224, 224))
+    reference = timms_own(deit_tiny_file)
+    found = body.net.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in reference.state_dict().items() if not k.startswith("head."))
+    x = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        (mine,) = body.eval()(x)
+        theirs = reference.eval().forward_features(x)[:, 1:]
+    assert torch.allclose(mine.flatten(2).mT, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (416, 640)])
+def test_position_embeddings_are_resampled_from_the_file(deit_tiny_file: Path, size: tuple[int, int]) -> None:
+    body = build_backbone("deit_tiny_patch16_224", deit_tiny_file, size)
+    reference = timms_own(deit_tiny_file, img_size=size)
+    found, wanted = body.net.pos_embed, reference.pos_embed
+    assert found.shape == (1, 1 + size[0] * size[1] // 256, 192)
+    assert torch.equal(found, wanted)
+    file = load_file(deit_tiny_file)["pos_embed"]
+    assert torch.equal(found[:, 0], file[:, 0])
+    assert not torch.allclose(found[0, 1:].mean(0), torch.zeros(192), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "convnextv2_atto", "swin_tiny_patch4_window7_224", "vit_small_patch16_dinov3"]
+)
+def test_a_file_of_each_family_round_trips(tmp_path: Path, name: str) -> None:
+    content = tensors(name)
+    body = build_backbone(name, written(tmp_path, content), (64, 96))
+    found = body.net.state_dict()
+    assert found.keys() <= content.keys()
+    moved = [k for k, v in found.items() if v.shape == content[k].shape and not torch.equal(v, content[k])]
+    assert not moved
+
+
+def test_patch_14_and_registers_resample_too(tmp_path: Path) -> None:
+    name = "vit_small_patch14_reg4_dinov2"
+    content = tensors(name)
+    body = build_backbone(name, written(tmp_path, content), (64, 96))
+    assert torch.equal(body.net.reg_token, content["reg_token"])
+    assert body.net.pos_embed.shape[1] == 4 * 6 + (content["pos_embed"].shape[1] - 37 * 37)
+
+
+def test_half_precision_files_are_held_in_float32(tmp_path: Path) -> None:
+    content = {k: v.half() for k, v in tensors("convnext_atto").items()}
+    body = build_backbone("convnext_atto", written(tmp_path, content), (32, 32))
+    assert {p.dtype for p in body.parameters()} == {torch.float32}
+    assert torch.equal(body.net.stem[0].weight, content["stem.0.weight"].float())
+
+
+def test_a_tensor_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    content = tensors()
+    for key in ("blocks.3.attn.qkv.weight", "norm.bias"):
+        content.pop(key)
+    said = r"2 tensors of the model are not in the file, first blocks.3.attn.qkv.weight, norm.bias\. They would stay"
+    with pytest.raises(BackboneError, match=said):
+        build_backbone(NAME, written(tmp_path, content), (64, 64))
+
+
+def test_the_file_of_another_model_is_an_error(tmp_path: Path) -> None:
+    file = written(tmp_path, tensors("convnext_atto"))
+    for name in ("convnext_femto", NAME, "swin_tiny_patch4_window7_224", "resnet18"):
+        with pytest.raises(BackboneError, match=r"E-WEIGHTS .*base.safetensors - .*set backbone.name"):
+            build_backbone(name, file, (64, 64))
+
+
+def test_a_tensor_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    content = tensors()
+    content["blocks.0.mlp.fc1.weight"] = torch.zeros(7, 7)
+    with pytest.raises(BackboneError, match=r"do not fit the model \(.*blocks.0.mlp.fc1.weight.*7, 7"):
+        build_backbone(NAME, written(tmp_path, content), (64, 64))
+
+
+def test_what_is_not_used_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="cvpeft")
+    build_backbone("convnext_atto", written(tmp_path, {**tensors("convnext_atto"), "extra": torch.zeros(1)}), (32, 32))
+    assert "1 tensors unused (extra)" in caplog.text
+
+
+class Canary:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a pickle was run",)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".ckpt", ".npz", ""])
+def test_pickles_are_not_opened(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"weights{ending}"
+    file.write_bytes(pickle.dumps(Canary()))
+    with pytest.raises(BackboneError, match=rf"'{ending}' is not read\. Pickled files can run code.*safetensors"):
+        read_weights(file)
+    with pytest.raises(BackboneError, match="not a whole safetensors file"):
+        read_weights(file.rename(tmp_path / "renamed.safetensors"))
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="no such file"):
+        read_weights(tmp_path / "absent.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(BackboneError, match="no such file"):
+        read_weights(tmp_path / "folder.safetensors")
+
+
+def test_damaged_files_are_errors(tmp_path: Path) -> None:
+    content = save({"a": torch.rand(20), "b": torch.rand(3, 3)})
+    rng = random.Random(0)
+    file = tmp_path / "damaged.safetensors"
+    for _ in range(200):
+        at = rng.randrange(len(content))
+        file.write_bytes(rng.choice([content[:at], content[:8] + b"\xff" + content[8:], b"\xff" * 8 + content, b""]))
+        with pytest.raises(BackboneError, match="not a whole safetensors file"):
+            read_weights(file)
+
+
+def test_a_detector_file_is_taken_apart(tmp_path: Path) -> None:
+    content = {f"{BODY}{k}": v for k, v in tensors("convnext_atto").items()} | {"backbone.neck.x": torch.ones(2)}
+    found = read_weights(written(tmp_path, content, format=DETECTOR_FORMAT, classes="a\nb"))
+    assert found.metadata["classes"] == "a\nb"
+    assert list(found.rest) == ["backbone.neck.x"]
+    assert "stem.0.weight" in found.body
+    plain = read_weights(written(tmp_path, content))
+    assert not plain.rest
+    assert "backbone.neck.x" in plain.body
+
+
+HTTP = hub.HTTPError("no route to host")
+UNREACHABLE = [
+    hub.LocalEntryNotFoundError("cannot find the file\nand more"), hub.OfflineModeIsEnabled("offline"), OSError("dns"),
+    TimeoutError("slow"), HTTP, hub.XetDownloadError("broken"), ValueError("odd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", UNREACHABLE, ids=lambda e: type(e).__name__)
+def test_a_hub_that_cannot_be_reached_is_one_sentence_and_nothing_random(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repo: str, file: str, **options: Any) -> str:
+        asked.append((repo, file, options))
+        raise error
+
+    monkeypatch.setattr(weights, "hf_hub_download", download)
+    with pytest.raises(BackboneError) as caught:
+        build_backbone("deit_tiny_patch16_224", "timm", (64, 64))
+    text = str(caught.value)
+    assert "the weights of 'deit_tiny_patch16_224' are not in the hub's cache and cannot be had from the hub" in text
+    assert str(error).splitlines()[0] in text
+    assert "set backbone.weights=FILE" in text
+    assert "\n" not in text
+    assert asked[0][2] == {"local_files_only": True}
+    assert len(asked) == 2
+
+
+def test_the_cache_is_asked_before_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, tensors("convnext_atto"))
+
+    def download(repo: str, name: str, *, local_files_only: bool = False) -> str:
+        assert local_files_only
+        return str(file)
+
+    monkeypatch.setattr(weights, "hf_hub_download", download)
+    assert hub_file("convnext_atto") == file
+    body = build_backbone("convnext_atto", "timm", (32, 32))
+    assert torch.equal(body.net.stem[0].weight, load_file(file)["stem.0.weight"])
+
+
+def test_a_model_without_published_weights_is_an_error() -> None:
+    with pytest.raises(BackboneError, match=r"no hub weights for 'vit_base_patch32_plus_256'.*file, or to none"):
+        hub_file("vit_base_patch32_plus_256")

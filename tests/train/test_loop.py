@@ -1,0 +1,340 @@
+"""What a run learns, writes and refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cvpeft.config.load import load
+from cvpeft.data.splits import open_split
+from cvpeft.detector import saved
+from cvpeft.detector.saved import load_run
+from cvpeft.errors import ConfigError, NumericalError, ResourceError
+from cvpeft.eval.evaluate import evaluate, evaluate_run
+from cvpeft.peft import state as peft_state
+from cvpeft.peft.inject import signatures
+from cvpeft.peft.state import owned
+from cvpeft.train import checkpoint, loop
+from cvpeft.train.checkpoint import load_state
+from tests.helpers import ellipses, settings
+
+from .runs import records
+
+
+def losses(run: Path) -> list[float]:
+    return [r["loss"] for r in records(run) if "loss" in r]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("head", ["faster_rcnn", "retinanet", "fcos"])
+def test_lora_learns_eight_photos_by_heart(tmp_path: Path, head: str) -> None:
+    ellipses(tmp_path, 8)
+    run = loop.train(
+        settings(
+            tmp_path,
+            data={"augment": "none", "val": (tmp_path / "train.json",)},
+            backbone={"name": "vit_tiny_patch16_224", "neck_width": 32},
+            peft={"methods": ({"name": "lora", "settings": {"rank": 4}},)},
+            detector={"head": head, "head_width": 64},
+            train={"epochs": 40, "batch": 4, "eval_every": 40, "ema": 0.9},
+        )
+    )
+    first, *_, last = losses(run)
+    assert last < 0.3 * first
+    assert records(run)[-1]["val_AP50"] > 0.9
+
+
+def test_the_folder_holds_what_the_design_promises(data: Path) -> None:
+    run = loop.train(settings(data))
+    for name in (
+        "config.resolved.yaml", "env.json", "metrics.jsonl", "metrics.csv", "log.txt", "last/manifest.json",
+        "last-1/manifest.json", "best/adapter_config.json", "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json", "adapter/README.md", "eval/val/metrics.json",
+    ):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert not list(run.rglob("*.part"))
+    meta = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert meta["classes"] == ["good", "broke"]
+    assert set(meta["thresholds"]) == {"good", "broke"}
+    best = max((r for r in records(run) if "val_AP" in r), key=lambda r: r["val_AP"])
+    assert meta["val"]["AP"] == best["val_AP"]
+    assert f"AP {best['val_AP']:.3f}" in (run / "adapter/README.md").read_text()
+    assert set(load_file(run / "adapter/adapter_model.safetensors")) == {
+        k for ks in meta["tensors"].values() for k in ks
+    }
+
+
+def test_the_resolved_config_is_there_before_the_first_step(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    s = settings(data)
+    monkeypatch.setattr(loop, "_step", stop)
+    with pytest.raises(StoppedError):
+        loop.train(s)
+    assert load(data / "runs/tiny/config.resolved.yaml", methods=signatures()) == s
+
+
+def test_the_log_has_each_record_once_and_the_table_the_same(data: Path) -> None:
+    run = loop.train(settings(data, train={"epochs": 3, "eval_every": 2}))
+    found = [(r["step"], r["epoch"], "loss" in r) for r in records(run)]
+    assert found == [(3, 1, True), (6, 2, True), (6, 2, False), (9, 3, True), (9, 3, False)]
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + len(found)
+
+
+def test_the_adapter_is_the_best_epoch_of_the_moving_average(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averages: list[dict[str, Any]] = []
+    figures = iter([0.1, 0.3, 0.2, 0.3])
+    real = loop.report
+
+    def scored(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        result["coco"]["AP"] = next(figures)
+        return result
+
+    def noted(self: Any, tensors: Any) -> None:
+        update(self, tensors)
+        averages.append({k: v.clone() for k, v in self.average.items()})
+
+    update = loop.EMA.update
+    monkeypatch.setattr(loop.EMA, "update", noted)
+    monkeypatch.setattr(loop, "report", scored)
+    run = loop.train(settings(data, train={"epochs": 4}))
+    file = load_file(run / "adapter/adapter_model.safetensors")
+    assert all(torch.equal(file[k], v) for k, v in averages[3 * 2 - 1].items())
+    assert json.loads((run / "adapter/adapter_config.json").read_text())["val"]["epoch"] == 2
+
+
+def test_early_stop_ends_the_run_and_leaves_it_finished(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.report
+
+    def worse(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        result["coco"]["AP"] = 0.0
+        return result
+
+    monkeypatch.setattr(loop, "report", worse)
+    run = loop.train(settings(data, train={"epochs": 9, "early_stop": 2}))
+    assert records(run)[-1]["epoch"] == 3  # the first is better than nothing, then two that are not
+    with pytest.raises(ConfigError, match="finished"):
+        loop.train(settings(data, train={"epochs": 9, "early_stop": 2}))
+
+
+def test_without_val_the_last_average_is_the_adapter(tmp_path: Path) -> None:
+    ellipses(tmp_path, 4)
+    run = loop.train(settings(tmp_path))
+    found = load_state(run / "last")
+    assert found
+    adapter = load_file(run / "adapter/adapter_model.safetensors")
+    assert adapter.keys() == found[0].tensors["ema"].keys()
+    assert all(torch.equal(adapter[k], v) for k, v in found[0].tensors["ema"].items())
+    assert any(not torch.equal(adapter[k], v) for k, v in found[0].tensors["model"].items())
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path: Path) -> None:
+    """Four photos at once, or three and the rest. RetinaNet's losses are means over photos, whatever the batch."""
+    ellipses(tmp_path, 4, negatives=1)
+    results = []
+    for name, batch, accumulate in (("one", 4, 1), ("parts", 3, 2)):
+        s = settings(
+            tmp_path,
+            run={"name": name},
+            data={"augment": "none"},
+            detector={"head": "retinanet"},
+            train={"batch": batch, "accumulate": accumulate, "clip": 0.0},
+        )
+        t = loop._prepare(s, _made(tmp_path / "runs" / name))
+        t.model.train()
+        t.optimizer.step = t.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign]
+        batches = iter(loop._batches(t))
+        losses = loop._step(t, [next(batches) for _ in range(accumulate)])
+        results.append((losses, {k: p.grad for k, p in owned(t.model).items() if p.grad is not None}))
+    (one, grads), (parts, summed) = results
+    assert parts == pytest.approx(one, rel=1e-5)
+    assert all(torch.allclose(grads[k], summed[k], rtol=1e-3, atol=1e-6) for k in grads)
+
+
+def test_a_loss_that_is_not_finite_names_the_photos_and_poisons_nothing(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, names = loop._losses, []
+
+    def poisoned(t: Any, batch: Any) -> Any:
+        if t.progress.step == 3:
+            names.extend(batch.names)
+            batch.targets[0]["boxes"] = torch.full((1, 4), float("inf"))
+            batch.targets[0]["boxes"][:, :2] = 0
+            batch.targets[0]["labels"] = torch.ones(1, dtype=torch.int64)
+        return real(t, batch)
+
+    monkeypatch.setattr(loop, "_losses", poisoned)
+    with pytest.raises(NumericalError, match=r"E-NAN .*step 4 is not finite") as caught:
+        loop.train(settings(data, train={"save_every": 1}, detector={"head": "retinanet"}))
+    assert caught.value.exit_code == 5
+    assert names
+    assert all(name in str(caught.value) for name in names)
+    assert "learning rates adapter " in str(caught.value)
+    for file in (data / "runs/tiny").rglob("*.safetensors"):
+        assert all(t.isfinite().all() for t in load_file(file).values() if t.is_floating_point()), file
+
+
+def test_a_gradient_that_is_not_finite_is_caught_before_the_step(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.nn.utils.clip_grad_norm_
+    calls = []
+
+    def norm(parameters: Any, limit: float) -> torch.Tensor:
+        calls.append(limit)
+        if len(calls) == 2:
+            parameters[0].grad[0] = float("nan")
+        return real(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
+    with pytest.raises(NumericalError, match=r"step 2 is not finite \(gradient norm nan\) on images/"):
+        loop.train(settings(data, train={"save_every": 1}))
+    found = load_state(data / "runs/tiny/last")
+    assert found
+    assert found[0].values["progress"]["step"] == 1
+    assert all(t.isfinite().all() for t in found[0].tensors["model"].values())
+
+
+def test_frozen_matrices_in_the_compute_type_train_the_same_adapter_keys(data: Path) -> None:
+    s = settings(
+        data,
+        backbone={"name": "vit_tiny_patch16_224"},
+        train={"precision": "bf16", "frozen_dtype": "compute"},
+    )
+    trainer = loop._prepare(s, _made(data / "runs/other"))
+    assert trainer.model.backbone.body.net.blocks[0].mlp.fc1.base.weight.dtype == torch.bfloat16
+    assert trainer.model.backbone.body.net.blocks[0].norm1.weight.dtype == torch.float32
+    assert {t.dtype for t in owned(trainer.model).values()} == {torch.float32}
+    run = loop.train(s)
+    loaded = load_run(run)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert json.loads((evaluate_run(run, split="val") / "metrics.json").read_text())["images"] == 3
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_in_process_and_from_the_saved_adapter_the_figures_are_identical(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = settings(data, train={"epochs": 6, "eval_every": 6}, backbone={"name": "vit_tiny_patch16_224"})
+    run = loop.train(s)
+    in_training = json.loads((run / "eval/val/metrics.json").read_text())
+    boxes = json.loads((run / "eval/val/predictions.json").read_text())
+    loaded = load_run(run)
+    result, found = evaluate(loaded.model, open_split(s.data, "val", loaded.classes), s)
+    folder = evaluate_run(run, split="val")
+    again = json.loads((folder / "metrics.json").read_text())
+    assert len(boxes) > 0
+    assert found == boxes == json.loads((folder / "predictions.json").read_text())
+    for key in ("coco", "per_class", "per_domain", "pr_curve", "confusion"):
+        assert in_training[key] == json.loads(json.dumps(result[key])) == again[key], key
+
+
+def fails_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> list[int]:
+    """The n-th and every later call finds the disk full."""
+    real, calls = getattr(owner, name), []
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) >= at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, full)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at"),
+    [
+        (checkpoint, "save_file", 6), (checkpoint.os, "replace", 9), (checkpoint.os, "fsync", 21),
+        (saved.os, "replace", 8), (peft_state.os, "fsync", 17), (checkpoint.shutil, "copyfile", 2),
+    ],
+)  # fmt: skip
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_it_can_go_on(
+    data: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int
+) -> None:
+    s = settings(data, train={"save_every": 1})
+    with monkeypatch.context() as patch:
+        fails_at(patch, owner, name, at)
+        with pytest.raises(ResourceError) as caught:
+            loop.train(s)
+    assert caught.value.exit_code == 4
+    state = load_state(data / "runs/tiny/last")
+    assert state
+    assert state[0].values["progress"]["step"] >= 1
+    run = loop.train(s)
+    whole = loop.train(settings(data, train={"save_every": 1}, run={"name": "whole"}))
+    one, other = (load_file(r / "adapter/adapter_model.safetensors") for r in (run, whole))
+    assert all(torch.equal(one[k], other[k]) for k in other)
+
+
+def test_figures_that_cannot_be_written_do_not_end_a_run(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise ResourceError("WRITE", "no room")
+
+    monkeypatch.setattr(loop, "write_report", full)
+    run = loop.train(settings(data))
+    assert (run / "adapter/adapter_model.safetensors").exists()
+    assert "the figures of this evaluation were not written: E-WRITE no room" in caplog.text
+
+
+def test_memory_that_runs_out_is_told_with_what_helps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(loop, "_losses", greedy)
+    with pytest.raises(ResourceError, match=r"E-MEMORY .*train.batch=2.*halve train.batch") as caught:
+        loop.train(settings(data))
+    assert caught.value.exit_code == 4
+
+
+def test_other_runtime_errors_are_not_taken_for_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(loop, "_losses", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        loop.train(settings(data))
+
+
+def test_a_disk_without_room_is_told_before_the_first_step(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = checkpoint.shutil.disk_usage(data)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ResourceError, match=r"E-DISK .*the run will need about \d+ MB for its states, 0 MB are free"):
+        loop.train(settings(data))
+    assert not (data / "runs/tiny/last").exists()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another(data: Path) -> None:
+    def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(int(np.random.default_rng().integers(2**31)))
+        run = loop.train(settings(data, run={"name": name, "seed": seed}))
+        return load_file(run / "last/model.safetensors")
+
+    one, same, other = weights("a", 1), weights("b", 1), weights("c", 2)
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert not any(torch.equal(one[k], other[k]) for k in one if ".lora." in k)
+
+
+def test_the_batches_do_not_depend_on_the_workers(data: Path) -> None:
+    runs = [loop.train(settings(data, run={"name": f"w{n}"}, data={"workers": n})) for n in (0, 2)]
+    one, other = (load_file(r / "last/model.safetensors") for r in runs)
+    assert all(torch.equal(one[k], other[k]) for k in one)
