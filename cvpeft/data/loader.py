@@ -216,8 +216,9 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
 
 def _init_worker(_: int) -> None:
     """A worker is one of several: threads of its own would only fight for the same cores."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows have none
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

