@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -162,16 +162,24 @@ def _anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ..
 
 
 def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> None:
-    """Neck and head of a detector file; class predictors only where the class names are the same."""
+    """Neck and head of a detector file: the head where it is of the same kind, class predictors where the class names
+    are the same too.
+    """
     source = read_weights(file)
     if not source.rest:
         return
     own = model.state_dict()
-    same_classes = source.metadata.get("classes") == "\n".join(classes)
-    fitting = {k: t for k, t in source.rest.items() if k in own and (same_classes or not k.startswith(PREDICTORS))}
+    left = () if source.metadata.get("classes") == "\n".join(classes) else PREDICTORS
+    same_head = _head(source.rest) == _head(own)
+    fitting = {k: t for k, t in source.rest.items() if k in own and (same_head or k not in _head(own))}
+    fitting = {k: t for k, t in fitting.items() if not k.startswith(left)}
     _check_shapes(fitting, own, file)
     model.load_state_dict({**own, **fitting})
     log.info("%s: %d of %d tensors of neck and head taken over", file, len(fitting), len(source.rest))
+
+
+def _head(keys: Iterable[str]) -> set[str]:
+    return {key for key in keys if not key.startswith("backbone.")}
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:

@@ -116,7 +116,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         missing = {"classes", "base", "mode", "preprocessing"} - meta.keys()
         missing |= {f"base.{key}" for key in ("name", "weights", "sha256") if key not in meta.get("base", {})}
-    except (OSError, ValueError, AttributeError, TypeError) as e:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
         raise CheckpointError("ADAPTER", f"not readable json ({e})", where=str(file), why="it was damaged") from e
     if missing:
         raise CheckpointError("ADAPTER", f"lacks {', '.join(sorted(missing))}", where=str(file), why="it was damaged")

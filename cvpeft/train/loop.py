@@ -289,13 +289,17 @@ def _finish(t: Trainer) -> None:
 
 @contextmanager
 def _signals(t: Trainer) -> Iterator[None]:
-    """SIGINT and SIGTERM are noted and obeyed after the step at hand; a second one stops at once."""
+    """SIGINT and SIGTERM are noted and obeyed after the step at hand; a second one stops at once.
+
+    One that was ignored before, as SIGINT is in a shell's background job, stays ignored.
+    """
 
     def note(signum: int, _: object) -> None:
         t.signum = signum
         signal.signal(signum, before[signum])
 
-    before: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    found: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: handler for s, handler in found.items() if handler != signal.SIG_IGN}
     try:
         for s in before:
             signal.signal(s, note)

@@ -192,7 +192,7 @@ def test_the_eight_exif_variants_of_a_photograph_agree(tmp_path: Path, potholes:
 
 
 @pytest.mark.parametrize(("stated", "code", "words"), [
-    ((100, 60), "E-EXIF", "the json says 60x100, the upright image has 100x60. the two are swapped"),
+    ((100, 60), "E-EXIF", "the json says 60x100, the upright image has 100x60. The two are swapped"),
     ((61, 100), "E-IMGSIZE", "the json says 100x61, the upright image has 100x60"),
 ])  # fmt: skip
 def test_a_stated_size_that_is_not_the_images(tmp_path: Path, stated: tuple[int, int], code: str, words: str) -> None:

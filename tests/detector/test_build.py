@@ -30,7 +30,7 @@ def detector(folder: Path, head: str = "faster_rcnn", body: str = "convnext_atto
 
 def target(boxes: list[list[float]], labels: list[int]) -> Target:
     return {
-        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor(labels, dtype=torch.int64),
         "image_id": 1,
     }
