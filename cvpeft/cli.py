@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cvpeft import __version__
-from cvpeft.errors import CvpeftError
+from cvpeft.errors import ConfigError, CvpeftError
 
 __all__ = ["main"]
 
@@ -80,7 +80,7 @@ def _train(commands: argparse._SubParsersAction) -> None:
     parser = _add(
         commands, "train", run_train, about, "cvpeft train configs/manhole_lora.yaml train.epochs=5 run.name=quick"
     )
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="?")
     parser.add_argument(
         "--keys", action="store_true", help="print every setting with its default and meaning, and stop"
     )
@@ -92,6 +92,8 @@ def run_train(args: argparse.Namespace) -> int:
 
     if args.keys:
         return _print_keys()
+    if args.config is None:
+        raise ConfigError("CONFIG", "no config is named", fix="cvpeft train configs/manhole_lora.yaml")
     train_job(args.config, args.overrides)
     return 0
 

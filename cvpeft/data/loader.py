@@ -21,7 +21,10 @@ from cvpeft.errors import CvpeftError, DataError, ResourceError
 from cvpeft.runtime.image import Letterbox, Size, decode
 from cvpeft.types import Target
 
-__all__ = ["Batch", "EvalLoader", "Sample", "TrainLoader", "collate", "eval_loader", "read_sample", "train_loader"]
+__all__ = [
+    "Batch", "EvalLoader", "Sample", "TrainLoader", "collate", "dead_worker", "eval_loader", "read_sample",
+    "train_loader",
+]  # fmt: skip
 
 
 @dataclass
@@ -237,11 +240,19 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
                 raise batch.error()
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        what = f"a loader process died ({str(error).splitlines()[0].rstrip('. ')})"
-        why = "mostly memory ran out, or /dev/shm is too small"
-        raise ResourceError("WORKER", what, why=why, fix="set data.workers=0, or give docker --shm-size=2g") from error
+        raise dead_worker(error) or error from error
+
+
+def dead_worker(error: RuntimeError) -> ResourceError | None:
+    """What torch raises where a loader process dies, as a sentence; None for every other error.
+
+    torch raises it from a signal handler, and so wherever the main process happens to be.
+    """
+    if "DataLoader worker (pid" not in str(error):
+        return None
+    what = f"a loader process died ({str(error).splitlines()[0].rstrip('. ')})"
+    why = "mostly memory ran out, or /dev/shm is too small"
+    return ResourceError("WORKER", what, why=why, fix="set data.workers=0, or give docker --shm-size=2g")
 
 
 def _wrong_size(image: ImageRecord, found: Size) -> DataError:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvpeft.config import schema
-from cvpeft.data.loader import Batch, eval_loader, train_loader
+from cvpeft.data.loader import Batch, dead_worker, eval_loader, train_loader
 from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
 from cvpeft.detector.adapt import adapt, part_of
@@ -120,7 +120,7 @@ def _run(t: Trainer) -> None:
     run_log = RunLog(t.folder, keep=p.records, step=p.step, tensorboard=cfg.tensorboard)
     log.info("%d images, %d steps, %s", len(t.splits.train.images), t.total_steps, _sizes(t))
     try:
-        with _memory(t), tqdm(total=t.total_steps, initial=p.step, unit="step", disable=None) as bar:
+        with _resources(t), tqdm(total=t.total_steps, initial=p.step, unit="step", disable=None) as bar:
             batches = _watched(t, _batches(t))
             while p.epoch < cfg.epochs and not _stale(t):
                 _epoch(t, batches, run_log, bar)
@@ -223,7 +223,7 @@ def _losses(t: Trainer, batch: Batch) -> dict[str, Tensor]:
 def _check_finite(t: Trainer, values: Mapping[str, Tensor], names: list[str]) -> None:
     if all(torch.isfinite(v) for v in values.values()):
         return
-    found = ", ".join(f"{k} {float(v):.3g}" for k, v in values.items())
+    found = ", ".join(f"{k} {v.item():.3g}" for k, v in values.items())
     rates = ", ".join(sorted({f"{g['part']} {g['lr']:.1e}" for g in t.optimizer.param_groups}))
     raise NumericalError(
         "NAN",
@@ -318,11 +318,13 @@ def _watched(t: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 @contextmanager
-def _memory(t: Trainer) -> Iterator[None]:
-    """What torch raises where memory ends, on a GPU or a CPU, as one sentence."""
+def _resources(t: Trainer) -> Iterator[None]:
+    """What torch raises where memory ends or a loader process dies, as one sentence."""
     try:
         yield
     except RuntimeError as e:
+        if error := dead_worker(e):
+            raise error from e
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
         b, more = t.settings.train.batch, "halve train.batch and double train.accumulate, "

@@ -52,7 +52,7 @@ def test_losses_are_finite_with_and_without_boxes_and_predictions_lie_in_the_fra
     model = detector(tmp_path, head, body)
     for targets in ([SOME, SOME], [SOME, NONE], [NONE, NONE]):
         losses = model.train()(photos(), targets)
-        assert all(math.isfinite(v) and v >= 0 for v in map(float, losses.values())), losses
+        assert all(math.isfinite(v) and v >= 0 for v in (loss.item() for loss in losses.values())), losses
         sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     with torch.no_grad():

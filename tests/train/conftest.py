@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cvpeft.eval import plots
+
 from .runs import make_data
 
 
@@ -31,3 +33,10 @@ def _sigint_stops() -> Iterator[None]:
 def data(tmp_path: Path) -> Path:
     make_data(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these trainings; tests/eval draws them."""
+    for name in ("precision_recall", "confusion"):
+        monkeypatch.setattr(plots, name, lambda _: b"")

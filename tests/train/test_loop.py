@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ from cvpeft.train.checkpoint import load_state
 from tests.helpers import ellipses, settings
 
 from .runs import records
+
+LARGE = {"adapter": 5e-3, "neck": 3e-3, "head": 3e-3}  # learning rates
 
 
 def losses(run: Path) -> list[float]:
@@ -54,7 +60,7 @@ def test_lora_learns_eight_photos_by_heart(tmp_path: Path, head: str, body: str)
             backbone={"name": body, "neck_width": 32},
             peft={"methods": (schema.Method(name="lora", settings={"rank": 4}),)},
             detector={"head": head, "head_width": 64},
-            train={"epochs": 60, "batch": 8, "eval_every": 60, "ema": 0.9, "lr": {"adapter": 5e-3, "neck": 3e-3}},
+            train={"epochs": 60, "batch": 8, "eval_every": 60, "ema": 0.9, "lr": LARGE},
         )
     )
     first, *_, last = losses(run)
@@ -317,6 +323,28 @@ def test_memory_that_runs_out_is_told_with_what_helps(data: Path, monkeypatch: p
     assert caught.value.exit_code == 4
 
 
+def test_a_loader_process_that_dies_in_the_middle_of_a_step_is_told_and_the_run_can_go_on(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop._losses
+
+    def kill_and_wait(t: Any, batch: Any) -> Any:
+        if t.progress.step == 1:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGKILL)
+            time.sleep(5)  # torch raises as soon as the process hears of it
+        return real(t, batch)
+
+    s = settings(data, train={"save_every": 1}, data={"workers": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_losses", kill_and_wait)
+        with pytest.raises(ResourceError, match=r"E-WORKER a loader process died .*Killed.*data\.workers=0") as caught:
+            loop.train(s)
+    assert caught.value.exit_code == 4
+    assert not multiprocessing.active_children()
+    assert (loop.train(s) / "adapter").is_dir()
+
+
 def test_other_runtime_errors_are_not_taken_for_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*_: object) -> None:
         raise RuntimeError("shapes differ")
@@ -337,7 +365,7 @@ def test_a_disk_without_room_is_told_before_the_first_step(data: Path, monkeypat
 def test_the_same_seed_gives_the_same_run_and_another_one_another(data: Path) -> None:
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(int(np.random.default_rng().integers(2**31)))
-        run = loop.train(settings(data, run={"name": name, "seed": seed}))
+        run = loop.train(settings(data, run={"name": name, "seed": seed}, train={"epochs": 1}))
         return load_file(run / "last/model.safetensors")
 
     one, same, other = weights("a", 1), weights("b", 1), weights("c", 2)
