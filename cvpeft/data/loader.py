@@ -240,7 +240,9 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
                 raise batch.error()
             yield batch
     except RuntimeError as error:
-        raise dead_worker(error) or error from error
+        if told := dead_worker(error):
+            raise told from error
+        raise
 
 
 def dead_worker(error: RuntimeError) -> ResourceError | None:

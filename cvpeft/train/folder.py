@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cvpeft.config import schema
-from cvpeft.config.load import dump
+from cvpeft.config.load import dump, load
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.train.checkpoint import TEMP, write_atomic
@@ -27,12 +27,12 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
     """The run folder for these settings, locked while the block runs.
 
     A new one gets the resolved config and the environment before anything else. An unfinished one of the same settings
-    is given as it is, and one that never came to a first state is begun anew. ConfigError: it holds another run, a
-    finished one, or something else.
+    is given as it is (what does not touch the result may differ, such as data.workers), and one that never came to a
+    first state is begun anew. ConfigError: it holds another run, a finished one, or something else.
     """
     folder, text = run_folder(settings), dump(settings)
     with _locked(folder):
-        _check(folder, text)
+        _check(folder, settings)
         if _text(folder / RESOLVED) != text:
             write_atomic(folder / "env.json", json.dumps(environment(settings.train.device), indent=1))
             write_atomic(folder / RESOLVED, text)
@@ -59,14 +59,13 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check(folder: Path, text: str) -> None:
+def _check(folder: Path, settings: schema.Settings) -> None:
     other = "choose another run.name, or move the folder away"
-    found = _text(folder / RESOLVED)
-    if found is None:
+    if not (folder / RESOLVED).is_file():
         if any(f.name not in (LOCK, "env.json") and f.suffix != TEMP for f in folder.iterdir()):
             raise ConfigError("RUN", "the folder holds something that is no run", where=str(folder), fix=other)
         return
-    if found != text and any((folder / name).exists() for name in RESULTS):
+    if not _same_run(folder / RESOLVED, settings) and any((folder / name).exists() for name in RESULTS):
         raise ConfigError(
             "RUN",
             "the folder holds a run of another config",
@@ -76,6 +75,22 @@ def _check(folder: Path, text: str) -> None:
         )
     if is_finished(folder):
         raise ConfigError("RUN", "this run is finished", where=str(folder), why="it would be overwritten", fix=other)
+
+
+def _same_run(resolved: Path, settings: schema.Settings) -> bool:
+    if _text(resolved) == dump(settings):
+        return True
+    try:
+        return _essence(load(resolved)) == _essence(settings)
+    except ConfigError:  # damaged, or of a version with other settings
+        return False
+
+
+def _essence(s: schema.Settings) -> schema.Settings:
+    """The settings without those that do not touch the result."""
+    data = s.data.model_copy(update={"workers": 0})
+    train = s.train.model_copy(update={"save_every": 0, "tensorboard": False})
+    return s.model_copy(update={"data": data, "train": train})
 
 
 def is_finished(folder: Path) -> bool:

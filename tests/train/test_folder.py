@@ -44,6 +44,17 @@ def test_a_run_with_results_is_not_overwritten(tmp_path: Path, result: str) -> N
         pass
 
 
+def test_what_does_not_touch_the_result_may_change_while_a_run_goes_on(tmp_path: Path) -> None:
+    with open_run(settings(tmp_path)) as folder:
+        (folder / "last").mkdir()
+    other = settings(tmp_path, data={"workers": 3}, train={"save_every": 7, "tensorboard": True})
+    with open_run(other) as folder:
+        assert load(folder / "config.resolved.yaml", methods=signatures()) == other
+    (folder / "config.resolved.yaml").write_text("run: [")
+    with pytest.raises(ConfigError, match="another config"), open_run(other):
+        pass
+
+
 def test_a_kill_before_the_config_was_written_does_no_harm(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
