@@ -45,7 +45,7 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / LOCK).open("w"))
+            lock = stack.enter_context((folder / LOCK).open("a"))
         except OSError as e:
             what = f"the run folder cannot be made ({e.strerror})"
             raise ResourceError(

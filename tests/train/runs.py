@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,19 +65,23 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIG
 
 
 def in_child(job: Callable[[], Any], *, kill_after: float | None = None) -> int:
-    """Run `job` in a forked process, killed with SIGKILL after some seconds; 0, or minus the signal that ended it."""
-    child = multiprocessing.get_context("fork").Process(target=_quiet, args=(job,))
+    """Run `job` in a forked process; 0, or its exit code, or minus the signal that ended it.
+
+    kill_after: seconds of its own computing time, however busy the machine is, after which it ends without a word, as
+    by kill -9.
+    """
+    child = multiprocessing.get_context("fork").Process(target=_run, args=(job, kill_after))
     child.start()
-    if kill_after is not None:
-        time.sleep(kill_after)
-        child.kill()
-    child.join(120)
+    child.join()
     assert child.exitcode is not None
     return child.exitcode
 
 
-def _quiet(job: Callable[[], Any]) -> None:
+def _run(job: Callable[[], Any], kill_after: float | None) -> None:
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
+    if kill_after is not None:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, kill_after)
     job()

@@ -186,7 +186,7 @@ def killed_at_random(data: Path, wanted: dict[str, Any], kills: int, seed: int) 
     rng, met = random.Random(seed), 0
     s = run_of(data, "lora-accumulate")
     for _ in range(kills):
-        met += in_child(lambda: loop.train(s), kill_after=rng.uniform(0.2, 1.2)) == -signal.SIGKILL
+        met += in_child(lambda: loop.train(s), kill_after=rng.uniform(0.05, 0.6)) == -signal.SIGPROF
         if is_finished(data / "runs/tiny"):
             break
     else:
