@@ -17,10 +17,8 @@ from cvpeft.peft.adapter import walk
 from cvpeft.peft.state import disabled, fingerprint, owned
 from tests.helpers import settings
 
-from .test_build import NONE, SOME, photos
+from .test_build import CONVNEXT, NONE, PAIRS, SOME, SWIN, VIT, photos
 
-BODIES = ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"]
-HEADS = ["faster_rcnn", "retinanet", "fcos"]
 LORA = {"methods": (schema.Method(name="lora", settings={"rank": 2}),)}
 FROZEN: dict[str, Any] = {"mode": "frozen", "methods": ()}
 FULL: dict[str, Any] = {"mode": "full", "methods": ()}
@@ -39,7 +37,7 @@ def parts(model: nn.Module, mode: str) -> set[str]:
     return {part_of(mode)(key) for key in owned(model)}
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", [VIT, CONVNEXT, SWIN])
 def test_trained_are_exactly_adapters_neck_and_head(tmp_path: Path, body: str) -> None:
     model = adapted(tmp_path, body)
     tensors = owned(model)
@@ -54,8 +52,7 @@ def test_trained_are_exactly_adapters_neck_and_head(tmp_path: Path, body: str) -
     assert {k.replace(".dense.trained", "") for k in tensors if ".dense." in k} == outside
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(("head", "body"), PAIRS)
 def test_every_owned_parameter_gets_a_gradient_in_one_step(tmp_path: Path, head: str, body: str) -> None:
     model = adapted(tmp_path, body, head)
     torch.manual_seed(0)

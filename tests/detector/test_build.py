@@ -18,7 +18,12 @@ from cvpeft.types import Target
 from tests.helpers import SIZE, settings
 
 HEADS = ["faster_rcnn", "retinanet", "fcos"]
-BODIES = ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"]
+VIT, CONVNEXT, SWIN = "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"
+PAIRS = [
+    *((head, body) for head in HEADS for body in (VIT, CONVNEXT)),
+    ("faster_rcnn", SWIN),
+    *(pytest.param(head, SWIN, marks=pytest.mark.slow) for head in ("retinanet", "fcos")),
+]
 
 
 def detector(folder: Path, head: str = "faster_rcnn", body: str = "convnext_atto", **sections: Any) -> nn.Module:
@@ -43,8 +48,7 @@ def photos(count: int = 2) -> Tensor:
 SOME, NONE = target([[5, 5, 40, 50], [50, 20, 90, 60]], [1, 2]), target([], [])
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(("head", "body"), PAIRS)
 def test_losses_are_finite_with_and_without_boxes_and_predictions_lie_in_the_frame(
     tmp_path: Path, head: str, body: str
 ) -> None:

@@ -189,7 +189,7 @@ def _same_json(one: bytes, other: bytes) -> bool:
 
 
 def test_a_changed_state_is_never_loaded(tmp_path: Path) -> None:
-    mutate(tmp_path, 400)
+    mutate(tmp_path, 200)
 
 
 @pytest.mark.slow
