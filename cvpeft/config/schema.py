@@ -166,7 +166,9 @@ class Train(Section):
         0.05, description="part of all steps over which the learning rate rises from 0; then cosine to 0"
     )
     clip: NonNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type of the forward and backward pass")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="compute type of both passes; auto: bf16 where the hardware has it, else fp32"
+    )
     frozen_dtype: Literal["fp32", "compute"] = Field("fp32", description="type that frozen matrices are held in")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="decay of the weights' moving average per step; 0: none"

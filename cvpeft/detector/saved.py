@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cvpeft import __version__
@@ -22,7 +21,7 @@ from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
 
 __all__ = [
-    "LoadedRun", "describe", "load_adapter", "load_run", "pick_device", "read_config", "run_folder", "save_adapter",
+    "LoadedRun", "describe", "load_adapter", "load_run", "read_config", "run_folder", "save_adapter",
 ]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -142,8 +141,3 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> LoadedRun:
 def run_folder(settings: schema.Settings) -> Path:
     """Where the run of these settings lies, or will lie."""
     return (settings.run.dir or Path("runs")).absolute() / settings.run.name
-
-
-def pick_device(wish: str) -> torch.device:
-    """auto: the GPU where there is one."""
-    return torch.device(wish if wish != "auto" else "cuda" if torch.cuda.is_available() else "cpu")

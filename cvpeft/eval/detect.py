@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from cvpeft import __version__
 from cvpeft.data.loader import Batch
-from cvpeft.detector.saved import LoadedRun, load_run, pick_device
+from cvpeft.detector.device import pick_device
+from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import DEFAULT_THRESHOLD

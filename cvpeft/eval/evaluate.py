@@ -13,7 +13,8 @@ from cvpeft.config import schema
 from cvpeft.data.coco import CocoData, load_coco
 from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
-from cvpeft.detector.saved import load_run, pick_device, read_config
+from cvpeft.detector.device import pick_device
+from cvpeft.detector.saved import load_run, read_config
 from cvpeft.eval.predict import latency, predict
 from cvpeft.eval.report import Report, report, write_report
 

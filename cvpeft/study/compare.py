@@ -355,7 +355,8 @@ def _machines(plans: Sequence[Plan]) -> list[str]:
     for plan in plans:
         if (file := plan.folder / "env.json").exists():
             env = json.loads(file.read_text(encoding="utf-8"))
-            text = f"{env['processor']}, {env['threads']} threads, device {env['device']}, Python {env['python']}, "
+            text = f"{env['processor']}, {env['threads']} threads, device {env['device']}, "
+            text += f"{env['precision']}, Python {env['python']}, "
             text += f"torch {env['versions']['torch']}, cvpeft {env['versions']['cvpeft']}"
             found.setdefault(text, []).append(plan.settings.run.name)
     lines = [

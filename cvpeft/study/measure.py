@@ -27,7 +27,7 @@ from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
 from cvpeft.detector.adapt import adapt
 from cvpeft.detector.build import build_detector
-from cvpeft.detector.saved import pick_device
+from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.errors import ResourceError
 from cvpeft.peft.inject import signatures
 from cvpeft.train.log import peak_memory
@@ -143,7 +143,7 @@ def _activations(settings: schema.Settings, device: torch.device) -> int:
     batch.images = batch.images.to(device)
     for target in batch.targets:
         target["boxes"], target["labels"] = target["boxes"].to(device), target["labels"].to(device)
-    return saved_bytes(model.to(device).train(), batch, precision=settings.train.precision)
+    return saved_bytes(model.to(device).train(), batch, precision=pick_precision(settings.train.precision, device))
 
 
 def _main(config: Path) -> None:

@@ -13,6 +13,7 @@ from cvpeft.config import schema
 from cvpeft.data.coco import load_coco
 from cvpeft.detector.adapt import adapt, part_of
 from cvpeft.detector.build import build_detector
+from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.peft.adapter import tensors, walk
 from cvpeft.peft.state import owned
 from cvpeft.study.measure import Measured, measure_training
@@ -108,7 +109,7 @@ class Summary:
         if found is None:
             lines.append(("sum, without activations (not measured)", f"{m.total / 2**20:.1f}"))
             return _aligned(lines)
-        lines.append((f"activations of one batch of {t.batch}, {t.precision}", f"{found.activations:.1f}"))
+        lines.append((f"activations of one batch of {t.batch}, {_precision(t)}", f"{found.activations:.1f}"))
         lines.append(("estimated sum", f"{m.total / 2**20 + found.activations:.1f}"))
         if found.before:
             lines.append(("Python and libraries, measured", f"{found.before:.1f}"))
@@ -176,9 +177,13 @@ def _memory(model: nn.Module, train: schema.Train) -> Memory:
     trained = sum(t.numel() for t in mine.values() if t.requires_grad)
     everything = {id(t): t for t in (*model.parameters(), *model.buffers())}
     weights = _bytes(everything.values())
-    if train.frozen_dtype == "compute" and train.precision == "bf16":
+    if train.frozen_dtype == "compute" and _precision(train) == "bf16":
         weights -= _halved(model, {id(t) for t in mine.values()})
     return Memory(weights, 4 * trained, 8 * trained, _bytes(mine.values()))
+
+
+def _precision(train: schema.Train) -> str:
+    return pick_precision(train.precision, pick_device(train.device))
 
 
 def _halved(model: nn.Module, mine: set[int]) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cvpeft.config import schema
 from cvpeft.config.load import dump, load
+from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.train.checkpoint import TEMP, write_atomic
@@ -34,7 +35,9 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
     with _locked(folder):
         _check(folder, settings)
         if _text(folder / RESOLVED) != text:
-            write_atomic(folder / "env.json", json.dumps(environment(settings.train.device), indent=1))
+            device = pick_device(settings.train.device)
+            env = environment(device, pick_precision(settings.train.precision, device))
+            write_atomic(folder / "env.json", json.dumps(env, indent=1))
             write_atomic(folder / RESOLVED, text)
         yield folder
 

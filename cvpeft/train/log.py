@@ -90,8 +90,8 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What the numbers of a run may depend on: versions, machine, threads."""
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the numbers of a run may depend on: versions, machine, threads, number type."""
     packages = (
         "cvpeft",
         "torch",
@@ -108,7 +108,8 @@ def environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": precision,
         "versions": {name: version(name) for name in packages},
     }
 

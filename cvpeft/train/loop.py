@@ -24,7 +24,8 @@ from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
 from cvpeft.detector.adapt import adapt, part_of
 from cvpeft.detector.build import build_detector
-from cvpeft.detector.saved import describe, pick_device, save_adapter
+from cvpeft.detector.device import pick_device, pick_precision
+from cvpeft.detector.saved import describe, save_adapter
 from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
@@ -81,28 +82,26 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     sites = adapt(model, settings.peft, seed=settings.run.seed)
     meta = describe(model, settings, splits.train.classes, [s.path for s in sites])
     meta["data"] = data_digest(settings.data)
-    _hold_frozen(model, settings.train)
     device = pick_device(settings.train.device)
+    precision = pick_precision(settings.train.precision, device)
+    log.info("device %s, %s", device, precision)
+    if holds_low := settings.train.frozen_dtype == "compute" and precision == "bf16":
+        _hold_frozen(model)
     model.to(device)
     optimizer = _optimizer(model, settings)
-    trainer = Trainer(settings, folder, splits, model, meta, device, optimizer, EMA(owned(model), settings.train.ema))
+    average = EMA(owned(model), settings.train.ema)
+    trainer = Trainer(settings, folder, splits, model, meta, device, precision, holds_low, optimizer, average)
     torch.manual_seed(settings.run.seed)
     resume(trainer)
     return trainer
 
 
-def _hold_frozen(model: nn.Module, t: schema.Train) -> None:
-    """Hold frozen matrices in the compute type: half the memory, and no cast in every step."""
-    if not _holds_low(t):
-        return
+def _hold_frozen(model: nn.Module) -> None:
+    """Hold frozen matrices in bf16: half the memory, and no cast in every step."""
     for module in model.backbone.body.modules():  # type: ignore[union-attr]
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in own):
             module.to(torch.bfloat16)
-
-
-def _holds_low(t: schema.Train) -> bool:
-    return t.frozen_dtype == "compute" and t.precision == "bf16"
 
 
 def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optimizer:
@@ -213,7 +212,7 @@ def _losses(t: Trainer, batch: Batch) -> dict[str, Tensor]:
     targets = [
         {k: v.to(t.device) if isinstance(v, Tensor) else v for k, v in target.items()} for target in batch.targets
     ]
-    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.settings.train.precision == "bf16"):
+    with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
         losses: dict[str, Tensor] = t.model(batch.images.to(t.device, non_blocking=True), targets)
     losses = {**losses, "loss": torch.stack([v.float() for v in losses.values()]).sum()}
     _check_finite(t, losses, batch.names)
@@ -244,7 +243,7 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
     if val is None or ((p.epoch + 1) % s.train.eval_every and not is_last):
         return
     loader = _watched(t, eval_loader(val, s.data.size, batch=s.eval.batch, workers=s.data.workers))
-    precision = "bf16" if _holds_low(s.train) else s.eval.precision
+    precision = "bf16" if t.holds_low else s.eval.precision
     with t.ema.swapped_in(owned(t.model)):
         found = predict(t.model, loader, device=t.device, precision=precision)
         result = report(val.ground_truth(), found, val.classes, alarm_threshold=s.eval.alarm_threshold)

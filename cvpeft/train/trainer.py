@@ -50,6 +50,8 @@ class Trainer:
     model: nn.Module
     meta: dict[str, Any]
     device: torch.device
+    precision: str  # "bf16" or "fp32"
+    holds_low: bool  # whether frozen matrices are held in bf16
     optimizer: torch.optim.Optimizer
     ema: EMA
     progress: Progress = field(default_factory=Progress)

@@ -103,7 +103,7 @@ run: {name: ../up}
         "x.yaml:2: train.lr.adapter is 'fast', expected a number above 0",
         "x.yaml:3: train.epochs is 12.0, expected a whole number above 0",
         "x.yaml:4: key 'epochs' stands twice, first in x.yaml:3",
-        "x.yaml:5: train.precision is 'fp16', expected one of bf16, fp32 (did you mean 'bf16'?)",
+        "x.yaml:5: train.precision is 'fp16', expected one of auto, bf16, fp32 (did you mean 'bf16'?)",
         "x.yaml:6: train.ema is 1, expected a number from 0 to below 1",
         "x.yaml:7: train.clip is inf, expected a number of at least 0",
         "x.yaml:8: unknown key 'train.flip' (did you mean 'train.clip'?)",

@@ -83,7 +83,7 @@ def test_tensorboard_forgets_what_is_written_again(tmp_path: Path) -> None:
 
 
 def test_the_environment_is_told() -> None:
-    found = environment("cpu")
+    found = environment(torch.device("cpu"), "fp32")
     assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["device"] == "cpu"
     assert found["threads"] >= 1

@@ -1,0 +1,38 @@
+"""Where a detector runs, and in which number type it trains fastest there."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+__all__ = ["has_fast_bf16", "pick_device", "pick_precision"]
+
+log = logging.getLogger(__name__)
+BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, ARM; any of them multiplies bf16 in hardware
+
+
+def pick_device(wish: str) -> torch.device:
+    """auto: the GPU where there is one."""
+    return torch.device(wish if wish != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(wish: str, device: torch.device) -> str:
+    """auto: "bf16" where the device has instructions for it, else "fp32".
+
+    A processor without them converts each number in software, which costs ten times the time and more: a wish for bf16
+    is granted there, with a warning.
+    """
+    if wish == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    if wish == "bf16" and not has_fast_bf16(device):
+        log.warning("this %s computes bf16 in software, many times slower: set train.precision=auto", device.type)
+    return wish
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in BF16)
