@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cvpeft", description="Adapt object detectors with few trained parameters.")
     parser.add_argument("--version", action="version", version=f"cvpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_train, _eval, _predict, _export, _data, _summary, _compare, _demo):
+    for add in (_train, _eval, _predict, _export, _data, _summary, _compare, _pretrain, _demo):
         add(commands)
     return parser
 
@@ -222,8 +222,25 @@ def run_compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pretrain(commands: argparse._SubParsersAction) -> None:
+    about = "Train base weights from nothing on rendered scenes: crops first, then the whole detector."
+    example = "cvpeft pretrain configs/pretrain_convnext.yaml --out street_convnext_atto.safetensors"
+    parser = _add(commands, "pretrain", run_pretrain, about, example)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, not there yet")
+    parser.add_argument("--crop-epochs", type=int, default=8)
+    _overrides(parser)
+
+
+def run_pretrain(args: argparse.Namespace) -> int:
+    from cvpeft.study.pretrain import pretrain
+
+    pretrain(args.config, args.out, crop_epochs=args.crop_epochs, overrides=args.overrides)
+    return 0
+
+
 def _demo(commands: argparse._SubParsersAction) -> None:
-    about = "The main job on rendered cities: base on one, LoRA on the next, mAP, ONNX, pictures."
+    about = "The main job on a rendered city: LoRA on the shipped base, mAP, ONNX, pictures."
     parser = _add(commands, "demo", run_demo, about, "cvpeft demo --quick")
     parser.add_argument(
         "--quick", action="store_true", help="a few images and steps: shows that all parts work, nothing more"

@@ -131,7 +131,7 @@ def no_hub(*_: object, **__: object) -> str:
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "eval", "predict", "export", "data", "summary", "compare", "demo"):
+    for command in ("train", "eval", "predict", "export", "data", "summary", "compare", "pretrain", "demo"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
@@ -152,7 +152,7 @@ def test_help_does_not_import_torch() -> None:
 
 
 def test_shipped_configs_are_copied_once_and_never_over_the_users(tmp_path: Path) -> None:
-    mine = tmp_path / "configs" / "manhole_base.yaml"
+    mine = tmp_path / "configs" / "potholes_lora.yaml"
     mine.parent.mkdir()
     mine.write_text("mine")
     path, note = shipped.find_config(tmp_path / "configs" / "manhole_lora.yaml")

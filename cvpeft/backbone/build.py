@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 STEP = 32  # both sides of an input are multiples of it, so that every pyramid level has an exact stride
 LEVELS = (4, 8, 16, 32)  # strides of a hierarchical model
 PATCHES = (8, 16)  # of a plain ViT, for which the same holds
+LAYER_SCALES = ("gamma", "gamma_1", "gamma_2")  # timm's names of these parameters
 KNOWN = "choose a ViT, DINOv3, ConvNeXt or Swin model"
 
 
@@ -84,7 +85,9 @@ def build_backbone(
     with _suiting(name, size):
         body = Backbone(_create(name, size, drop_path), size)
     net = body.net
-    if weights != "none":
+    if weights == "none":
+        _open_layer_scale(net)
+    else:
         file = hub_file(name) if weights == "timm" else Path(weights)
         left = load_weights(net, read_weights(file).body, source=str(file))
         log.info(
@@ -139,6 +142,15 @@ def _suiting(name: str, size: tuple[int, int]) -> Iterator[None]:
         found = f"{type(e).__name__}: {e}".splitlines()[0]
         what = f"'{name}' cannot be used at {size[0]} x {size[1]} ({found})"
         raise BackboneError("BACKBONE", what, fix=f"{KNOWN}, or another data.size") from e
+
+
+def _open_layer_scale(net: nn.Module) -> None:
+    """LayerScale begins at 1e-6 in ConvNeXt, which suits hundreds of epochs: in a few, random blocks never wake up."""
+    with torch.no_grad():
+        for module in net.modules():
+            for name in LAYER_SCALES:
+                if isinstance(scale := getattr(module, name, None), nn.Parameter):
+                    scale.fill_(1.0)
 
 
 def _check_maps(body: Backbone, name: str) -> None:

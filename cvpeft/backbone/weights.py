@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from cvpeft.errors import BackboneError
 
-__all__ = ["BODY", "DETECTOR_FORMAT", "WeightsFile", "hub_file", "load_weights", "read_weights"]
+__all__ = ["BODY", "DETECTOR_FORMAT", "WeightsFile", "hub_file", "load_weights", "read_weights", "street_file"]
 
 DETECTOR_FORMAT = "cvpeft-detector"  # metadata["format"] of a file that holds a whole detector
 BODY = "backbone.body.net."  # where such a file keeps the backbone
 FILE = "model.safetensors"
+SHIPPED = Path(__file__).parents[1] / "weights"
 HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, XetDownloadError)  # no base class in common
 
 
@@ -88,6 +89,24 @@ def hub_file(name: str) -> Path:
             why="training would start from random weights",
             fix=f"download {FILE} of {repo} where there is a network and set backbone.weights=FILE",
         ) from e
+
+
+def street_file(name: str) -> Path:
+    """The detector that ships with the package for a backbone, trained on rendered streets; its card lies beside it.
+
+    BackboneError where there is none for the name.
+    """
+    file = SHIPPED / f"street_{name}.safetensors"
+    if not file.is_file():
+        shipped = ", ".join(sorted(f.stem.removeprefix("street_") for f in SHIPPED.glob("street_*.safetensors")))
+        raise BackboneError(
+            "WEIGHTS",
+            f"there are no street weights for '{name}'",
+            why="training would start from random weights",
+            fix=f"set backbone.name to one of {shipped or 'none, as this copy ships no weights'}, "
+            "or backbone.weights to timm or a file",
+        )
+    return file
 
 
 def _first_line(e: BaseException) -> str:

@@ -82,8 +82,8 @@ class Data(Section):
 
 class Backbone(Section):
     name: str = Field("deit_tiny_patch16_224", description="timm model name: plain ViT, DINOv3/EVA, ConvNeXt, Swin")
-    weights: Literal["timm", "none"] | Path = Field(
-        "timm", description="timm (the hub or its cache), none, or a .safetensors file"
+    weights: Literal["timm", "street", "none"] | Path = Field(
+        "timm", description="timm (the hub or its cache), street (ships with cvpeft), none, or a .safetensors file"
     )
     window: Count = Field(
         0, description="side in tokens of ViTDet's attention windows (plain ViT only); 0: global attention"

@@ -20,8 +20,9 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from cvpeft.backbone.build import Backbone, build_backbone
 from cvpeft.backbone.pyramid import build_pyramid
-from cvpeft.backbone.weights import read_weights
+from cvpeft.backbone.weights import read_weights, street_file
 from cvpeft.config import schema
+from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.errors import BackboneError, ConfigError
 from cvpeft.types import Target
 
@@ -82,9 +83,10 @@ def build_detector(settings: schema.Settings, classes: Sequence[str]) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.run.seed)
         b = settings.backbone
+        weights = street_file(b.name) if b.weights == "street" else b.weights
         body = build_backbone(
             b.name,
-            b.weights,
+            weights,
             settings.data.size,
             window=b.window,
             global_blocks=b.global_blocks,
@@ -94,9 +96,18 @@ def build_detector(settings: schema.Settings, classes: Sequence[str]) -> nn.Modu
         trunk = BackboneWithNeck(body, neck, b.neck_width)
         model = {"faster_rcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[c.head](trunk, c, len(classes))
     model.transform = Normalise(settings.data.size, body.mean, body.std)
-    if isinstance(b.weights, Path):
-        _load_rest(model, b.weights, classes)
-    return model.to(memory_format=torch.channels_last)  # faster convolutions
+    if isinstance(weights, Path):
+        _load_rest(model, weights, classes)
+    return model.to(memory_format=_layout(body, settings.train))
+
+
+def _layout(body: Backbone, train: schema.Train) -> torch.memory_format:
+    """The faster one: NHWC for convolutional backbones and in bf16.
+
+    A plain ViT leaves only the 3x3 convolutions of neck and RPN, whose float32 backward pass is slower in NHWC.
+    """
+    precision = pick_precision(train.precision, pick_device(train.device))
+    return torch.contiguous_format if body.plain and precision == "fp32" else torch.channels_last
 
 
 def _faster_rcnn(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Module:
@@ -171,7 +182,7 @@ def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> None:
     own = model.state_dict()
     left = () if source.metadata.get("classes") == "\n".join(classes) else PREDICTORS
     same_head = _head(source.rest) == _head(own)
-    fitting = {k: t for k, t in source.rest.items() if k in own and (same_head or k not in _head(own))}
+    fitting = {k: t for k, t in source.rest.items() if k in own and (same_head or k.startswith("backbone."))}
     fitting = {k: t for k, t in fitting.items() if not k.startswith(left)}
     _check_shapes(fitting, own, file)
     model.load_state_dict({**own, **fitting})
@@ -179,7 +190,8 @@ def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> None:
 
 
 def _head(keys: Iterable[str]) -> set[str]:
-    return {key for key in keys if not key.startswith("backbone.")}
+    """What tells one kind of head from another: its tensors without the class predictors, which a base may lack."""
+    return {key for key in keys if not key.startswith(("backbone.", *PREDICTORS))}
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:

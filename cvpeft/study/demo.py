@@ -1,4 +1,4 @@
-"""The main job from nothing: a base on one rendered city, LoRA on the next, mAP, a proven ONNX file, pictures."""
+"""The main job: LoRA on a rendered city from the base weights that ship, mAP, a proven ONNX file, pictures."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ QUICK = (
 def demo(*, quick: bool = False) -> Path:
     """Run configs/manhole_lora.yaml from data to ONNX and print where everything is; returns the run folder.
 
-    quick: a few images and two epochs from random weights, which shows that the parts fit and nothing more.
+    quick: a few images and two epochs, which shows that the parts fit and nothing more.
     """
     started = time.perf_counter()
-    overrides = (*QUICK, "backbone.weights=none", "run.needs=[]") if quick else ()
+    overrides = QUICK if quick else ()
     settings = read_settings(CONFIG, overrides)
     run = run_folder(settings)
     if is_finished(run):
         raise ConfigError("RUN", "the demo has run here", where=str(run), fix=f"look at it, or move {run.parent} away")
-    _timed("data, base and LoRA training, evaluation", lambda: train_job(CONFIG, overrides))
+    _timed("data, training, evaluation", lambda: train_job(CONFIG, overrides))
     model = _timed("export and proof", lambda: export_job(run, "onnx", ()))
     test = settings.data.test[0].parent / "images"
     shown = [str(p) for p in sorted(test.glob("*_test_*.jpg"))[:8]]

@@ -18,7 +18,7 @@ def test_keys_are_all_leaves_of_the_schema():
     assert table["train.lr.adapter"] == ["a number above 0", "0.002", ""]
     assert table["data.render.city"][:2] == ["text", "required"]
     assert table["data.size"][:2] == ["a list of 2, each a whole number above 0", "[416, 640]"]
-    assert table["backbone.weights"][:2] == ["one of timm, none or a path", "timm"]
+    assert table["backbone.weights"][:2] == ["one of timm, street, none or a path", "timm"]
     assert table["run.dir"][:2] == ["a path or null", "null"]
     assert "train.lr" not in table
     assert all(all(isinstance(part, str) for part in row) for row in keys())

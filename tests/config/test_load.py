@@ -58,7 +58,7 @@ def test_defaults_that_follow_from_the_file(write, folder):
 def test_home_folder_and_words_that_are_no_paths(write, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert load(write(LORA + "data: {root: ~/d}")).data.root == Path("/home/someone/d")
-    for word in ("timm", "none"):
+    for word in ("timm", "street", "none"):
         assert load(write(LORA + f"backbone: {{weights: {word}}}")).backbone.weights == word
 
 

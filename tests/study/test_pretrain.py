@@ -1,0 +1,81 @@
+"""Base weights: made once, in float16, without class predictors, and taken up by another config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cvpeft.backbone import weights
+from cvpeft.cli import main
+from cvpeft.config.load import dump
+from cvpeft.detector.build import PREDICTORS, build_detector
+from cvpeft.errors import BackboneError, ConfigError
+from cvpeft.study.pretrain import pretrain
+from tests.helpers import CLASSES, ellipses, settings
+
+FULL = {"mode": "full", "methods": ()}
+
+
+def config(folder: Path, **sections: dict[str, object]) -> Path:
+    file = folder / "pretrain.yaml"
+    file.write_text(dump(settings(folder, **{"peft": FULL, "train": {"epochs": 1}, **sections})))
+    return file
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    ellipses(folder, 6)
+    out = folder / "weights" / "street_convnext_atto.safetensors"
+    assert main(["pretrain", str(config(folder)), "--crop-epochs", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_file_says_what_it_is_and_holds_no_class(made: Path) -> None:
+    with safe_open(str(made), "pt") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
+        assert not [key for key in file.keys() if key.startswith(PREDICTORS)]  # noqa: SIM118
+        facts = file.metadata()
+    assert facts["format"] == weights.DETECTOR_FORMAT
+    assert facts["backbone"] == "convnext_atto"
+    assert "classes" not in facts
+    assert (facts["steps"], facts["crop_epochs"]) == ("3", "1")
+
+
+def test_street_takes_backbone_neck_and_trunk_from_it(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SHIPPED", made.parent)
+    model = build_detector(settings(made.parents[1], backbone={"weights": "street"}), CLASSES).state_dict()
+    with safe_open(str(made), "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            assert torch.equal(model[key], file.get_tensor(key).float()), key
+    with pytest.raises(BackboneError, match=r"no street weights for 'convnext_tiny'.*one of convnext_atto"):
+        weights.street_file("convnext_tiny")
+
+
+def test_the_same_command_makes_nothing_twice(made: Path) -> None:
+    folder = made.parents[1]
+    again = folder / "again.safetensors"
+    times = {f: f.stat().st_mtime_ns for f in (folder / "runs").rglob("*.safetensors")}
+    pretrain(folder / "pretrain.yaml", again)
+    one, other = load_file(made), load_file(again)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert times == {f: f.stat().st_mtime_ns for f in (folder / "runs").rglob("*.safetensors")}
+
+
+def test_a_file_that_is_there_is_not_lost(made: Path) -> None:
+    before = made.read_bytes()
+    with pytest.raises(ConfigError, match="the file is there"):
+        pretrain(made.parents[1] / "pretrain.yaml", made)
+    assert made.read_bytes() == before
+
+
+@pytest.mark.parametrize("sections", [{"peft": {"mode": "frozen", "methods": ()}}, {"backbone": {"weights": "timm"}}])
+def test_a_base_is_trained_whole_and_from_nothing(tmp_path: Path, sections: dict[str, dict[str, object]]) -> None:
+    ellipses(tmp_path, 2)
+    with pytest.raises(ConfigError, match="set full and none"):
+        pretrain(config(tmp_path, **sections), tmp_path / "out.safetensors")
