@@ -1,7 +1,10 @@
-"""Fixtures of every test: real photographs and real weights, where they lie beside the checkout."""
+"""Fixtures of every test: real photographs and real weights, where they lie beside the checkout; a small disk."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,15 @@ def potholes() -> Path:
 def deit_tiny_file() -> Path:
     """Real ImageNet weights of DeiT-Tiny."""
     return _present(SHARED / "weights" / "deit_tiny_patch16_224.safetensors")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can make a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

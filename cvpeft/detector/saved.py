@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.detector.adapt import adapt, part_of
 from cvpeft.detector.build import build_detector
-from cvpeft.errors import CheckpointError, ResourceError
+from cvpeft.errors import CheckpointError
+from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
 
@@ -74,17 +74,13 @@ def describe(
 
 
 def save_adapter(folder: Path, model: nn.Module, meta: Mapping[str, Any], card: str) -> None:
-    """Write the owned tensors, their description and a model card; each file is replaced as a whole."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_owned(folder / WEIGHTS, model, {"format": "cvpeft-adapter"})
-        for name, text in ((CONFIG, json.dumps(meta, indent=1)), (CARD, card)):
-            temp = folder / f"{name}.part"
-            temp.write_text(text, encoding="utf-8")
-            os.replace(temp, folder / name)
-    except OSError as e:
-        what = f"the adapter cannot be written ({e.strerror})"
-        raise ResourceError("WRITE", what, where=str(folder), fix="make room or permit writing") from e
+    """Write the owned tensors, their description and a model card; each file is replaced as a whole.
+
+    ResourceError: one of them cannot be written.
+    """
+    save_owned(folder / WEIGHTS, model, {"format": "cvpeft-adapter"})
+    write_whole(folder / CONFIG, json.dumps(meta, indent=1), "the adapter")
+    write_whole(folder / CARD, card, "the adapter")
 
 
 def load_adapter(folder: Path, model: nn.Module, classes: Sequence[str]) -> None:

@@ -19,9 +19,10 @@ from cvpeft import __version__
 from cvpeft.data.loader import Batch
 from cvpeft.detector.device import pick_device
 from cvpeft.detector.saved import LoadedRun, load_run
-from cvpeft.errors import ConfigError, DataError, ResourceError
+from cvpeft.errors import ConfigError, DataError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.files import replacing, write_whole
 from cvpeft.runtime.draw import draw
 from cvpeft.runtime.image import decode, load
 from cvpeft.runtime.onnx_detector import Detections, Detector
@@ -30,6 +31,7 @@ __all__ = ["DetectionRun", "Photo", "RunDetector", "detect_images", "find_photos
 
 RESULTS = "predictions.json"
 PROGRAM = "cvpeft predict"  # the mark by which a later run knows its own files
+FIX = "free disk space, or choose another folder for --out"
 # What cameras and phones write. The decoder reads some of it and says of the rest what it is; nothing is passed over.
 PHOTOS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
@@ -92,7 +94,7 @@ def detect_images(
             content["failed"].append({"file_name": photo.name, "path": str(photo.path), "error": str(error)})
         else:
             _add(content, photo, found, size)
-    _write_json(out / RESULTS, content)
+    write_whole(out / RESULTS, json.dumps(content, indent=1, ensure_ascii=False), fix=FIX)
     return DetectionRun(out, len(content["images"]), len(content["annotations"]), tuple(failed))
 
 
@@ -244,16 +246,8 @@ def _draw(photo: Photo, found: Detections, out: Path) -> tuple[int, int]:
     """Write the picture and return its (height, width)."""
     pixels, size = decode(photo.path)
     picture = draw(pixels, found.boxes, found.labels, found.names, found.scores)
-    file = out / photo.picture
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out / photo.picture, "the picture", fix=FIX) as part:
         picture.save(part, "JPEG", quality=92, comment=PROGRAM)
-        os.replace(part, file)
-    except OSError as error:
-        raise _unwritable(file, error) from error
-    finally:
-        part.unlink(missing_ok=True)
     return size
 
 
@@ -279,20 +273,3 @@ def _add(content: dict[str, Any], photo: Photo, found: Detections, size: tuple[i
             "id": len(content["annotations"]) + 1, "image_id": number, "category_id": int(label),
             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0, "score": float(score),
         })  # fmt: skip
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, file)
-    except OSError as error:
-        raise _unwritable(file, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _unwritable(file: Path, error: OSError) -> ResourceError:
-    what = f"the file cannot be written ({error.strerror or error})"
-    return ResourceError("WRITE", what, where=str(file), fix="free disk space, or choose another folder for --out")

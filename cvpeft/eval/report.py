@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from cvpeft.errors import DataError, ResourceError
+from cvpeft.errors import DataError
 from cvpeft.eval import plots
 from cvpeft.eval.coco_map import CocoScore, score, subset
 from cvpeft.eval.matching import BestF1, Boxes, Matches, best_f1, confusion, gather, match_class
+from cvpeft.files import write_whole
 
 __all__ = ["DEFAULT_THRESHOLD", "Report", "report", "write_report"]
 
@@ -81,12 +81,12 @@ def write_report(folder: Path, report: Report, results: Sequence[Mapping[str, An
 
     Each file replaces its forerunner as a whole, metrics.json last. Raises ResourceError where that fails.
     """
-    _replace(folder / "predictions.json", json.dumps(list(results), allow_nan=False).encode())
-    _replace(folder / "per_class.csv", _csv(report).encode())
-    _replace(folder / "pr_curve.png", plots.precision_recall(report))
-    _replace(folder / "confusion.png", plots.confusion(report))
+    write_whole(folder / "predictions.json", json.dumps(list(results), allow_nan=False))
+    write_whole(folder / "per_class.csv", _csv(report))
+    write_whole(folder / "pr_curve.png", plots.precision_recall(report))
+    write_whole(folder / "confusion.png", plots.confusion(report))
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    _replace(folder / "metrics.json", text.encode())
+    write_whole(folder / "metrics.json", text)
 
 
 def _check_classes(ground_truth: Mapping[str, Any], classes: Sequence[str]) -> None:
@@ -184,23 +184,3 @@ def _csv(report: Report) -> str:
         point = [best.get(key) for key in ("threshold", "precision", "recall", "f1")]
         writer.writerow([name, row["boxes"], row["AP"], row["AP50"], row["threshold"], *point])
     return text.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, sync, then rename over: a reader or a crash meets the old file or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ResourceError(
-            "WRITE",
-            f"{len(content)} bytes could not be written ({error.strerror})",
-            where=str(path),
-            fix="free disk space or choose another folder.",
-        ) from error

@@ -9,7 +9,6 @@ Metadata: what `contract` returns.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from onnxscript import opset18
 from torch import Tensor, nn
 
 from cvpeft import __version__
-from cvpeft.errors import ParityError, ResourceError
+from cvpeft.errors import ParityError
 from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
+from cvpeft.files import replacing
 
 __all__ = ["contract", "export_onnx"]
 
@@ -48,15 +48,9 @@ def export_onnx(
     """
     graph = inference_graph(detector)
     entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path, "the model") as part:
         _write(graph, part, entries, opset)
         onnx.checker.check_model(part, full_check=True)
-        os.replace(part, path)
-    except OSError as error:
-        raise ResourceError("WRITE", f"the model cannot be written: {error}", where=str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
@@ -115,8 +109,6 @@ def _write(graph: InferenceGraph, path: Path, entries: Mapping[str, Any], opset:
         node.doc_string = None
     program.model.metadata_props.update({key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()})
     program.save(str(path), external_data=False)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _nms_mask(boxes: Any, scores: Any, iou_threshold: float) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,9 +17,10 @@ from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
 from cvpeft.detector.saved import LoadedRun, load_run
-from cvpeft.errors import ConfigError, ResourceError
+from cvpeft.errors import ConfigError
 from cvpeft.eval.report import DEFAULT_THRESHOLD
 from cvpeft.export.verify import Tolerance, export_verified
+from cvpeft.files import replacing, unwritable
 from cvpeft.peft.merge import merge, unmergeable
 
 __all__ = ["export_onnx_run", "export_weights_run"]
@@ -85,16 +86,11 @@ def export_weights_run(run: Path) -> Path:
         "classes": "\n".join(loaded.classes),
         "detector": json.dumps(loaded.meta["detector"]),
     }
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad():
+        with replacing(target, "the weights") as part, torch.no_grad():
             save_file(tensors, part, metadata)
-        os.replace(part, target)
-    except OSError as error:
-        raise ResourceError("WRITE", f"the weights cannot be written: {error}", where=str(target)) from error
-    finally:
-        part.unlink(missing_ok=True)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise unwritable(error, target, "the weights") from error
     return target
 
 

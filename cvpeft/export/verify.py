@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +24,9 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from cvpeft import __version__
-from cvpeft.errors import ParityError, ResourceError
+from cvpeft.errors import ParityError
 from cvpeft.export.onnx import export_onnx
+from cvpeft.files import replacing, sync
 from cvpeft.runtime.onnx_detector import Detections, Detector
 from cvpeft.types import Prediction
 
@@ -152,13 +152,11 @@ def export_verified(
     Raises ParityError, without writing anything, if the merged or the exported model differs from the trained one.
     """
     target = folder / "model.onnx"
-    part, note = (folder / f".{name}.{os.getpid()}.unproven" for name in ("model.onnx", "parity.json"))
     reference = predict_torch(unmerged, images)
     threshold = enough(reference, tolerance)
     plain = predict_torch(merged, images)
     merging = _agreed("the merged detector", reference, plain, threshold, tolerance)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "parity.json", "the proof") as note, replacing(target, "the model") as part:
         export_onnx(merged, part, classes=classes, score_thresholds=score_thresholds, metadata=metadata, opset=opset)
         exported = predict_onnx(part, images)
         parity = {
@@ -169,13 +167,7 @@ def export_verified(
             **_evidence(part, tolerance),
         }
         note.write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, target)  # both files are whole by now, so that a full disk cannot part them
-        os.replace(note, folder / "parity.json")
-    except OSError as error:
-        raise ResourceError("WRITE", f"the export cannot be written: {error}", where=str(folder)) from error
-    finally:
-        part.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
+        sync(note)  # both files are whole before either takes its place, so that a full disk cannot part them
     return target
 
 

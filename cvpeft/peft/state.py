@@ -7,7 +7,6 @@ are safetensors with a sha256 of the content in its metadata, since the format a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cvpeft.errors import AdapterError, CheckpointError, ResourceError
+from cvpeft.errors import AdapterError, CheckpointError
+from cvpeft.files import write_whole
 from cvpeft.peft.adapter import Adapter, Dense, Place, tensors, walk
 
 __all__ = ["disabled", "fingerprint", "load_owned", "owned", "save_owned", "undecayed"]
@@ -93,21 +93,7 @@ def save_owned(file: Path, model: nn.Module, metadata: Mapping[str, str] | None 
     """
     content = {key: tensor.detach().cpu().contiguous() for key, tensor in owned(model).items()}
     notes = dict(metadata or {})
-    _replace(file, save(content, {**notes, "sha256": _digest(content, notes)}))
-
-
-def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except OSError as error:
-        raise ResourceError("WRITE", f"{len(content)} bytes cannot be written: {error}", where=str(file)) from error
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(file, save(content, {**notes, "sha256": _digest(content, notes)}), "the adapter")
 
 
 def load_owned(file: Path, model: nn.Module) -> dict[str, str]:

@@ -28,8 +28,8 @@ from cvpeft.config.load import dump, load
 from cvpeft.config.shipped import find_config
 from cvpeft.detector.saved import RESOLVED, WEIGHTS, read_config, run_folder
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, DataError, NumericalError, ResourceError
+from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
-from cvpeft.train.checkpoint import write_atomic
 from cvpeft.train.folder import data_digest, is_finished
 from cvpeft.train.loop import Interrupted
 
@@ -268,9 +268,9 @@ def _count(shape: Sequence[int]) -> int:
 
 def _write_tables(out: Path, outcomes: Sequence[Outcome], plans: Sequence[Plan], command: str, split: str) -> None:
     rows = _rows(outcomes, plans)
-    write_atomic(out / "table.csv", _csv(rows))
-    write_atomic(out / "runs.csv", _csv([{f.name: getattr(o, f.name) for f in fields(o)} for o in outcomes]))
-    write_atomic(out / "table.md", _markdown(rows, outcomes, plans, command, split))
+    write_whole(out / "table.csv", _csv(rows))
+    write_whole(out / "runs.csv", _csv([{f.name: getattr(o, f.name) for f in fields(o)} for o in outcomes]))
+    write_whole(out / "table.md", _markdown(rows, outcomes, plans, command, split))
 
 
 def _rows(outcomes: Sequence[Outcome], plans: Sequence[Plan]) -> list[dict[str, Any]]:

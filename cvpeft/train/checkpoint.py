@@ -6,7 +6,6 @@ under another name, synced, and only then takes its place; the one before stays 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,15 +22,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cvpeft.errors import CheckpointError, ResourceError
+from cvpeft.files import TEMP, sync, unwritable
 
 __all__ = [
-    "TEMP", "State", "copy_folder", "load_state", "optimizer_tensors", "require_space", "restore_optimizer",
-    "save_state", "sweep", "write_atomic",
+    "State", "copy_folder", "load_state", "optimizer_tensors", "require_space", "restore_optimizer", "save_state",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-TEMP = ".part"  # ending of what is not whole yet
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def save_state(folder: Path, state: State, *, keep: bool = True) -> None:
         (temp / "state.json").write_text(json.dumps(dict(state.values), indent=1))
         (temp / MANIFEST).write_text(json.dumps({f.name: _sha256(f) for f in sorted(temp.iterdir())}, indent=1))
         for file in temp.iterdir():
-            _sync(file)
-        _sync(temp)
+            sync(file)
+        sync(temp)
         _take_place(temp, folder, keep=keep)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(temp, ignore_errors=True)  # its room may be what is missing
@@ -76,7 +74,7 @@ def _take_place(temp: Path, folder: Path, *, keep: bool) -> None:
     os.replace(temp, folder)
     if not keep:
         shutil.rmtree(previous, ignore_errors=True)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def load_state(folder: Path) -> tuple[State, Path] | None:
@@ -126,15 +124,6 @@ def _read(folder: Path) -> State:
     return State(groups, json.loads((folder / "state.json").read_text()))
 
 
-def sweep(run: Path) -> None:
-    """Remove what a killed run left half written, in its folder and in those below."""
-    for leftover in [*run.rglob(f"*{TEMP}"), *run.rglob(".*.tmp")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's moments as named tensors: "{index of the parameter}.{name of the moment}"."""
     state = optimizer.state_dict()["state"]
@@ -150,18 +139,6 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """Write a text file so that it is either the old one or the new one, never a part."""
-    temp = file.with_name(file.name + TEMP)
-    try:
-        temp.write_text(text, encoding="utf-8")
-        _sync(temp)
-        os.replace(temp, file)
-    except OSError as e:
-        temp.unlink(missing_ok=True)
-        raise _disk_error(e, file) from e
-
-
 def copy_folder(source: Path, target: Path) -> None:
     """Copy the files of a folder; `target` is absent, the old one or the whole new one, never a part."""
     temp = target.with_name(target.name + TEMP)
@@ -169,8 +146,8 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir()
         for file in source.iterdir():
-            _sync(shutil.copyfile(file, temp / file.name))
-        _sync(temp)
+            sync(shutil.copyfile(file, temp / file.name))
+        sync(temp)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temp, target)
     except OSError as e:
@@ -186,28 +163,10 @@ def require_space(folder: Path, needed: int) -> None:
         raise ResourceError("DISK", what, where=str(folder), fix="make room, or set run.dir to another disk")
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sha256(file: Path) -> str:
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _disk_error(e: OSError | SafetensorError, place: Path) -> ResourceError:
-    free = shutil.disk_usage(place.parent).free / 2**20 if place.parent.exists() else 0.0
-    full = getattr(e, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(e)  # the latter safetensors'
-    what = f"{place.name} cannot be written ({getattr(e, 'strerror', None) or e}; {free:.0f} MB free)"
-    why = "The state before it is safe"
-    return ResourceError(
-        "DISK" if full else "WRITE",
-        what,
-        where=str(place.parent),
-        why=why,
-        fix="make room or permit writing, then run the same command",
-    )
+    return unwritable(e, place.parent, place.name, why="The state before it is safe")

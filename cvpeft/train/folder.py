@@ -14,7 +14,7 @@ from cvpeft.config.load import dump, load
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError, ResourceError
-from cvpeft.train.checkpoint import TEMP, write_atomic
+from cvpeft.files import TEMP, write_whole
 from cvpeft.train.log import environment
 
 __all__ = ["data_digest", "is_finished", "open_run"]
@@ -37,8 +37,8 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
         if _text(folder / RESOLVED) != text:
             device = pick_device(settings.train.device)
             env = environment(device, pick_precision(settings.train.precision, device))
-            write_atomic(folder / "env.json", json.dumps(env, indent=1))
-            write_atomic(folder / RESOLVED, text)
+            write_whole(folder / "env.json", json.dumps(env, indent=1))
+            write_whole(folder / RESOLVED, text)
         yield folder
 
 

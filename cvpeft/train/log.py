@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cvpeft.errors import ConfigError, ResourceError
-from cvpeft.train.checkpoint import write_atomic
+from cvpeft.files import write_whole
 
 __all__ = ["RunLog", "environment", "log_to", "peak_memory"]
 
@@ -75,7 +75,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 def _try_write(file: Path, text: str) -> None:
     try:
-        write_atomic(file, text)
+        write_whole(file, text)
     except ResourceError as e:
         log.warning("%s", e)
 

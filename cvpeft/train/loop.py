@@ -29,9 +29,10 @@ from cvpeft.detector.saved import describe, save_adapter
 from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
+from cvpeft.files import sweep
 from cvpeft.peft.state import owned, undecayed
 from cvpeft.train.card import model_card
-from cvpeft.train.checkpoint import copy_folder, sweep
+from cvpeft.train.checkpoint import copy_folder
 from cvpeft.train.folder import data_digest, open_run
 from cvpeft.train.log import RunLog, log_to, peak_memory
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine

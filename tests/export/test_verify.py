@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 import torch
 
-from cvpeft.errors import ParityError
+from cvpeft.errors import ParityError, ResourceError
 from cvpeft.export.verify import Tolerance, compare, enough, export_verified, verify
+from cvpeft.files import write_whole
 from tests.export.stand_in import CLASSES, scenes
 
 
@@ -134,6 +137,28 @@ def test_a_wrong_file_is_refused_and_the_old_one_stays(quick, tmp_path, monkeypa
     assert (tmp_path / "model.onnx").read_bytes() == b"old model"
     assert (tmp_path / "parity.json").read_text() == "old parity"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "parity.json"]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_pair(quick, tmp_path, monkeypatch):
+    from cvpeft.export import verify as module
+
+    made = module.export_onnx(quick, tmp_path / "made.onnx", classes=CLASSES).read_bytes()
+    monkeypatch.setattr(module, "export_onnx", lambda _, path, **options: write_whole(path, made))
+    folder, fsync = tmp_path / "export", os.fsync
+    old = {"model.onnx": "old model", "parity.json": "old parity"}
+    for name, text in old.items():
+        write_whole(folder / name, text)
+    for place in ("..model.onnx", ".parity.json", ".model.onnx"):  # in the order in which they come to be whole
+
+        def full(handle, place=place):
+            if f"export/{place}" in os.readlink(f"/proc/self/fd/{handle}"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ResourceError, match=r"E-DISK .*No space left on device"):
+            export_verified(quick, quick, folder, list(scenes(3)[0]), classes=CLASSES)
+        assert {p.name: p.read_text() for p in folder.iterdir()} == old
 
 
 def test_no_image_is_no_proof(quick, tmp_path):

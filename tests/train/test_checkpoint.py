@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import CheckpointError, ResourceError
+from cvpeft.files import sweep
 from cvpeft.train import checkpoint
 from cvpeft.train.checkpoint import (
     State,
@@ -26,8 +26,6 @@ from cvpeft.train.checkpoint import (
     require_space,
     restore_optimizer,
     save_state,
-    sweep,
-    write_atomic,
 )
 
 
@@ -122,18 +120,6 @@ def test_a_write_that_fails_leaves_a_state_that_loads(
     assert points > 0
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A disk of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can make a small disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     save_state(small_disk / "last", state(1.0))
     large = State({"model": {"w": torch.zeros(2_000_000)}}, {"step": 2.0})
@@ -144,9 +130,6 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     with pytest.raises(ResourceError, match="need about 5 MB for its states, 1 MB are free"):
         require_space(small_disk, 5 * 2**20)
     require_space(small_disk, 2**18)
-    with pytest.raises(ResourceError, match="E-DISK"):
-        write_atomic(small_disk / "text", "x" * 2**21)
-    assert sorted(p.name for p in small_disk.iterdir()) == ["last"]
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -219,16 +202,6 @@ def test_a_damaged_newest_state_is_set_aside_and_cannot_push_out_the_whole_one(t
     save_state(folder, state(3.0))
     shutil.rmtree(folder)
     assert value(folder) == 1.0
-
-
-def test_leftovers_are_swept_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "last.part").mkdir()
-    (tmp_path / "last.part" / "a.part").write_text("")
-    (tmp_path / "best").mkdir()
-    for name in ("best/.adapter_model.safetensors.7.part", "best/.metrics.json.7.tmp", "best/kept.json", "log.txt"):
-        (tmp_path / name).write_text("")
-    sweep(tmp_path)
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["best", "best/kept.json", "log.txt"]
 
 
 def test_a_folder_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

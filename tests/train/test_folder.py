@@ -58,7 +58,7 @@ def test_what_does_not_touch_the_result_may_change_while_a_run_goes_on(tmp_path:
 def test_a_kill_before_the_config_was_written_does_no_harm(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
-    for name in (".lock", "env.json", "config.resolved.yaml.part"):
+    for name in (".lock", "env.json", ".config.resolved.yaml.7.part"):
         (folder / name).write_text("half")
     with open_run(settings(tmp_path)):
         assert (folder / "config.resolved.yaml").exists()

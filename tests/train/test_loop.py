@@ -19,11 +19,9 @@ from safetensors.torch import load_file
 from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.data.splits import open_split
-from cvpeft.detector import saved
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import ConfigError, NumericalError, ResourceError
 from cvpeft.eval.evaluate import evaluate, evaluate_run
-from cvpeft.peft import state as peft_state
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import owned
 from cvpeft.train import checkpoint, loop
@@ -263,12 +261,12 @@ def test_in_process_and_from_the_saved_adapter_the_figures_are_identical(
         assert in_training[key] == json.loads(json.dumps(result[key])) == again[key], key
 
 
-def fails_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> list[int]:
-    """The n-th and every later call finds the disk full."""
+def fails_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, at: int) -> list[str]:
+    """The n-th and every later call finds the disk full; returns where each of the calls writes to."""
     real, calls = getattr(owner, name), []
 
     def full(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
+        calls.append(os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else str(args[1]))
         if len(calls) >= at:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args, **kwargs)
@@ -286,24 +284,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "at"),
+    ("owner", "name", "at", "place"),
     [
-        (checkpoint, "save_file", 6),
-        (saved.os, "replace", 8),
-        (checkpoint.shutil, "copyfile", 2),
-        pytest.param(checkpoint.os, "replace", 9, marks=pytest.mark.slow),
-        pytest.param(checkpoint.os, "fsync", 21, marks=pytest.mark.slow),
-        pytest.param(peft_state.os, "fsync", 17, marks=pytest.mark.slow),
+        (checkpoint, "save_file", 6, "last.part/ema.safetensors"),  # of the second state
+        (os, "replace", 8, "tiny/last-1"),
+        (checkpoint.shutil, "copyfile", 2, "adapter.part/"),
+        pytest.param(os, "replace", 9, "tiny/last", marks=pytest.mark.slow),
+        pytest.param(os, "replace", 11, "best/adapter_config.json", marks=pytest.mark.slow),
+        pytest.param(os, "fsync", 17, "last.part/", marks=pytest.mark.slow),  # of the second state
+        pytest.param(os, "fsync", 21, "last.part/", marks=pytest.mark.slow),  # of the third
+        pytest.param(os, "fsync", 29, "best/.adapter_model.safetensors.", marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_it_can_go_on(
-    data: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], owner: Any, name: str, at: int
+    data: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], owner: Any, name: str, at: int, place: str
 ) -> None:
     s = settings(data, train={"save_every": 1})
     with monkeypatch.context() as patch:
-        fails_at(patch, owner, name, at)
+        calls = fails_at(patch, owner, name, at)
         with pytest.raises(ResourceError) as caught:
             loop.train(s)
+    assert f"tiny/{place.removeprefix('tiny/')}" in calls[at - 1]
     assert caught.value.exit_code == 4
     state = load_state(data / "runs/tiny/last")
     assert state

@@ -156,16 +156,17 @@ def die_in(settings: schema.Settings, owner: Any, name: str, count: int) -> int:
 
 
 PLACES = [
-    (checkpoint.os, "replace", 0),  # before the folder has its config
-    (checkpoint.os, "replace", 5),
+    (os, "replace", 0),  # before the folder has its config
+    (os, "replace", 5),  # the state before is last-1, the new one is not last yet
     (checkpoint, "save_file", 9),  # in the middle of a state
     (checkpoint.shutil, "rmtree", 6),
     (loop, "write_report", 0),  # best/ is written, the state that knows of it is not
     (checkpoint.shutil, "copyfile", 1),  # adapter/ is half made
 ]
 MORE_PLACES = [
-    (checkpoint.os, "replace", 1),
-    (checkpoint.os, "replace", 8),
+    (os, "replace", 1),  # the environment is told, the config is not
+    (os, "replace", 8),  # as at 5, one state later
+    (os, "replace", 10),  # best/ has its tensors, not their description
     (checkpoint, "_sha256", 11),
     (loop, "report", 0),
     (loop, "save_adapter", 0),
