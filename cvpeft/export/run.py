@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from cvpeft.export.verify import Tolerance, export_verified
 from cvpeft.files import replacing, unwritable
 from cvpeft.peft.merge import merge, unmergeable
 
-__all__ = ["export_onnx_run", "export_weights_run"]
+__all__ = ["export_onnx_run", "export_weights_run", "write_weights"]
 
 
 def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
@@ -79,19 +78,23 @@ def export_weights_run(run: Path) -> Path:
     loaded = load_run(run)
     target = run / "export" / "merged.safetensors"
     plain: nn.Module = merge(loaded.model)
-    tensors = {key: t.detach().contiguous() for key, t in plain.state_dict().items()}
     metadata = {
         "format": DETECTOR_FORMAT,
         "backbone": loaded.settings.backbone.name,
         "classes": "\n".join(loaded.classes),
         "detector": json.dumps(loaded.meta["detector"]),
     }
-    try:
-        with replacing(target, "the weights") as part, torch.no_grad():
-            save_file(tensors, part, metadata)
-    except SafetensorError as error:  # what it makes of a full disk
-        raise unwritable(error, target, "the weights") from error
+    write_weights(target, plain.state_dict(), metadata)
     return target
+
+
+def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all; ResourceError where it cannot be written."""
+    try:
+        with replacing(file, "the weights") as part:
+            save_file({key: t.detach().contiguous() for key, t in tensors.items()}, part, dict(metadata))
+    except SafetensorError as error:  # what it makes of a full disk
+        raise unwritable(error, file, "the weights") from error
 
 
 def _sha256(file: Path) -> str:

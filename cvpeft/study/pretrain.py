@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from cvpeft.backbone.build import build_backbone
 from cvpeft.backbone.weights import DETECTOR_FORMAT
@@ -20,6 +19,7 @@ from cvpeft.data.splits import open_splits
 from cvpeft.detector.build import PREDICTORS
 from cvpeft.detector.saved import load_run, run_folder
 from cvpeft.errors import ConfigError
+from cvpeft.export.run import write_weights
 from cvpeft.peft.merge import merge
 from cvpeft.study.crops import SIDE, CropSettings, cut_crops, train_on_crops
 from cvpeft.study.job import read_settings, train_job
@@ -62,16 +62,13 @@ def _train_backbone(settings: schema.Settings, file: Path, epochs: int) -> None:
     body.to(memory_format=torch.channels_last)
     crops = cut_crops(open_splits(settings.data).train, seed=settings.run.seed)
     accuracy = train_on_crops(body, crops, CropSettings(epochs=epochs, seed=settings.run.seed))
-    file.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "crops": str(len(crops.labels)),
         "crop_epochs": str(epochs),
         "crop_accuracy": f"{accuracy:.3f}",
         "crop_seconds": f"{time.perf_counter() - started:.0f}",
     }
-    part = file.with_suffix(".part")
-    save_file({key: t.contiguous() for key, t in body.net.state_dict().items()}, part, facts)
-    part.replace(file)
+    write_weights(file, body.net.state_dict(), facts)
 
 
 def _write(run: Path, backbone: Path, out: Path) -> None:
@@ -89,11 +86,8 @@ def _write(run: Path, backbone: Path, out: Path) -> None:
         "steps": str(last["step"]),
     }
     tensors = {
-        key: t.detach().half().contiguous() if t.is_floating_point() else t
+        key: t.half() if t.is_floating_point() else t
         for key, t in merge(loaded.model).state_dict().items()
         if not key.startswith(PREDICTORS)
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    save_file(tensors, part, facts)
-    part.replace(out)
+    write_weights(out, tensors, facts)

@@ -126,7 +126,7 @@ def test_a_signal_during_evaluation_is_obeyed_and_the_evaluation_made_again(
 
 
 def test_a_second_signal_stops_at_once(data: Path) -> None:
-    trainer = loop.Trainer(settings(data), data, *[None] * 6)  # type: ignore[arg-type]
+    trainer = loop.Trainer(settings(data), data, *[None] * 8)  # type: ignore[arg-type]
     with loop._signals(trainer):
         os.kill(os.getpid(), signal.SIGINT)
         assert trainer.signum == signal.SIGINT
