@@ -59,6 +59,11 @@ class Camera:
         """(3, 3) homography from ground metres (X, Y) to pixels."""
         return self.level(0.0)
 
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """(3, 3) homography from pixels to ground metres."""
+        return np.linalg.inv(self.ground)
+
     def level(self, z: float) -> np.ndarray:
         """(3, 3) homography of the horizontal plane at height z."""
         return self.plane(np.array([0.0, 0.0, z]), np.array([1.0, 0, 0]), np.array([0, 1.0, 0]))
@@ -70,7 +75,7 @@ class Camera:
 
     def to_ground(self, pixels: np.ndarray) -> np.ndarray:
         """(N, 2) pixels below the horizon to (N, 2) ground metres."""
-        q = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(self.ground).T
+        q = np.column_stack([pixels, np.ones(len(pixels))]) @ self.inverse.T
         return q[:, :2] / q[:, 2:]
 
     def depth(self, points: np.ndarray) -> np.ndarray:

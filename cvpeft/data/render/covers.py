@@ -9,6 +9,7 @@ world).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -67,8 +68,9 @@ class Cover:
 # --- where a cover is seen ------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16)
 def outlines(cover: Cover, camera: Camera) -> list[np.ndarray]:
-    """Pixel polygons whose union is the visible cover with its frame."""
+    """Pixel polygons whose union is the visible cover with its frame; kept, for a cover is asked many times in turn."""
     shape = (SQUARE_POINTS if cover.square else RIM) @ turned(cover.turn).T
     parts = [shape]
     if cover.label == LOSE:
@@ -97,8 +99,8 @@ def box(cover: Cover, camera: Camera) -> np.ndarray:
 def gap(cover: Cover, camera: Camera) -> float:
     """Share of a loose cover's opening that the camera sees beside the lid."""
     view, inner = parallax(cover, camera), 1 - cover.frame
-    x, y, r, _ = grid(32)
-    opening = inner * np.stack([x, y], -1)[r < 1]
+    x, y, r = grid(32)
+    opening = inner * np.stack(np.broadcast_arrays(x, y), -1)[r < 1]
     linear = np.eye(2) - np.outer(view, cover.tilt)
     hidden = np.zeros(len(opening), bool)
     for z in (0.0, THICK):

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cvpeft.data.render.blend import scale
+from cvpeft.data.render.blend import scale, three
 from cvpeft.data.render.camera import Camera, polygon_mask
 from cvpeft.data.render.cities import City
 from cvpeft.data.render.noise import smoothstep
+from cvpeft.data.render.surface import Noise
 
 __all__ = ["Light", "draw_light", "illuminate", "shadow_mask", "wet_ground"]
 
@@ -171,16 +172,16 @@ def _rays(camera: Camera) -> np.ndarray:
 
 
 def wet_ground(
-    albedo: np.ndarray, camera: Camera, light: Light, slow: np.ndarray, dry: np.ndarray, rng: np.random.Generator
+    albedo: np.ndarray, camera: Camera, light: Light, slow: Noise, dry: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Darken the wet albedo in place and return (H, W, 3) float32 mirrored light, 0..255, to add after lighting.
 
-    slow: (H, W, 3) noise of the ground, deviation 1; dry: (H, W) 0..1, where no puddle stands.
+    slow: noise of the ground; dry: (H, W) 0..1, where no puddle stands.
     """
     h, w = camera.size
-    edge = 1.9 - 1.5 * light.wet + 0.25 * slow[..., 1]
-    puddle = smoothstep(slow[..., 2] + 0.25 * slow[..., 0], edge, edge + 0.22) * (1 - dry)
-    damp = np.clip(light.wet * (0.8 + 0.35 * slow[..., 1]), 0, 1)
+    edge = 1.9 - 1.5 * light.wet + 0.25 * slow[1]
+    puddle = smoothstep(slow[2] + 0.25 * slow[0], edge, edge + 0.22) * (1 - dry)
+    damp = np.clip(light.wet * (0.8 + 0.35 * slow[1]), 0, 1)
     scale(albedo, 1 - 0.42 * damp - 0.25 * puddle * (1 - damp))
     rays = _rays(camera)
     falling = np.clip(-rays[..., 2], 0.02, 1)
@@ -189,15 +190,14 @@ def wet_ground(
     towards = np.array([*light.sun, 1.0])
     glint = np.clip(bounce @ (towards / np.linalg.norm(towards)), 0, 1)
     sky = _sky(bounce[..., 2], light, rng, w)
-    small = np.dstack([fresnel[..., None] * sky, light.share * glint**24 * 90, light.share * glint**200 * 300]).astype(
-        np.float32
+    mirrored = cv2.resize((fresnel[..., None] * sky).astype(np.float32), (w, h))
+    broad, sharp = (
+        cv2.resize((light.share * glint**power * most).astype(np.float32), (w, h))
+        for power, most in ((24, 90), (200, 300))
     )
-    large = np.dstack([cv2.resize(part, (w, h)) for part in (small[..., :3], small[..., 3:])])
-    amount = 0.32 * damp * (0.8 + 0.2 * slow[..., 0]) + puddle
-    mirrored = large[..., :3].copy()
+    amount = 0.32 * damp * (0.8 + 0.2 * slow[0]) + puddle
     scale(mirrored, np.clip(amount, 0, 1))
-    bright = large[..., 3] * damp + large[..., 4] * puddle
-    glitter = cv2.merge([bright, bright, bright])
+    glitter = three(broad * damp + sharp * puddle)
     scale(glitter, light.sun_rgb)
     return cv2.addWeighted(mirrored, light.gain, glitter, light.gain, 0)
 
@@ -221,7 +221,8 @@ def illuminate(
     """(H, W, 3) float32 lit colours of the ground, 0..255."""
     sun = np.array(light.sun_rgb, np.float32) * (light.share * light.gain)
     sky = np.array(light.sky_rgb, np.float32) * ((1 - light.share) * light.gain)
-    lit = cv2.transform(1 - shadow, np.stack([sun, sky], 1))
+    # Three channels to three: OpenCV has fast code for that, and none for one channel to three.
+    lit = cv2.transform(three(1 - shadow), np.column_stack([np.diag(sun), sky]))
     if light.dusk:
         lit += _lamp(camera, rng)
     return cv2.multiply(albedo, lit)

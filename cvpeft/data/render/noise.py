@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-__all__ = ["fractal", "slopes", "smoothstep", "to_uint8", "wrap_blur"]
+__all__ = ["Slopes", "along", "distance", "fractal", "fraction", "slopes", "smoothstep", "to_uint8", "wrap_blur"]
 
 
 def fractal(rng: np.random.Generator, size: int, cells: int, octaves: int = 4, gain: float = 0.55) -> np.ndarray:
@@ -20,7 +20,8 @@ def fractal(rng: np.random.Generator, size: int, cells: int, octaves: int = 4, g
             break
         total += gain**octave * _octave(rng, size, count)
     total -= total.mean()
-    return total / (total.std() + 1e-6)
+    total /= total.std() + 1e-6
+    return total
 
 
 def _octave(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
@@ -41,19 +42,48 @@ def wrap_blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(padded, (0, 0), sigma)[pad:-pad, pad:-pad]
 
 
-def slopes(height: np.ndarray, strength: float = 1.0) -> np.ndarray:
-    """(H, W, 2) float32 slopes of a tiled height map along columns and rows, `strength` per pixel step."""
-    gx = np.roll(height, -1, 1) - np.roll(height, 1, 1)
-    gy = np.roll(height, -1, 0) - np.roll(height, 1, 0)
-    return np.dstack([gx, gy]) * np.float32(0.5 * strength)
+Slopes = tuple[np.ndarray, np.ndarray]  # (H, W) along columns and along rows
+
+
+def slopes(height: np.ndarray, strength: float = 1.0) -> Slopes:
+    """Slopes of a tiled height map, `strength` per pixel step."""
+    padded = cv2.copyMakeBorder(height, 1, 1, 1, 1, cv2.BORDER_WRAP)
+    gx = padded[1:-1, 2:] - padded[1:-1, :-2]
+    gy = padded[2:, 1:-1] - padded[:-2, 1:-1]
+    gx *= np.float32(0.5 * strength)
+    gy *= np.float32(0.5 * strength)
+    return gx, gy
+
+
+def along(slope: Slopes, way: np.ndarray) -> np.ndarray:
+    """(H, W) float32 slope along the vector `way`."""
+    return cv2.scaleAdd(slope[1], float(way[1]), slope[0] * np.float32(way[0]))
 
 
 def smoothstep(x: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between; `low` may be the larger one. Shapes broadcast."""
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    t = (x - low) / (high - low)
+    np.clip(t, 0.0, 1.0, out=t)
+    bend = 2.0 * t
+    np.subtract(3.0, bend, out=bend)
+    t *= t
+    t *= bend
+    return t
+
+
+def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """np.hypot of float32, to the same bits and in half the time: a square has room in a float64."""
+    both = np.square(x, dtype=np.float64) + np.square(y, dtype=np.float64)
+    return np.sqrt(both, out=both).astype(np.float32)
+
+
+def fraction(x: np.ndarray) -> np.ndarray:
+    """x % 1.0, of which NumPy makes a slow division."""
+    return x - np.floor(x)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Round and clip to 0..255."""
-    return np.clip(image + 0.5, 0.0, 255.0).astype(np.uint8)
+    image = image + 0.5
+    np.clip(image, 0.0, 255.0, out=image)
+    return cv2.convertScaleAbs(np.floor(image, out=image))  # of whole numbers it is exact, and faster than astype

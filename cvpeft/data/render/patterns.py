@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from cvpeft.data.render.blend import mix, scale
-from cvpeft.data.render.noise import fractal, smoothstep
+from cvpeft.data.render.noise import distance, fractal, fraction, smoothstep
 
 __all__ = ["LIDS", "PATTERNS", "Material", "disc", "face", "grid", "lid"]
 
@@ -47,26 +47,35 @@ class Material:
 
 
 @lru_cache(maxsize=32)
-def grid(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """x, y, radius and angle of the pixels of a canvas, (n, n) float32 each."""
+def grid(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (1, n), y (n, 1) and radius (n, n) of the pixels of a canvas, float32: work on x alone is one row."""
     at = ((np.arange(n) + 0.5) / n * 2 - 1).astype(np.float32)
-    x, y = np.meshgrid(at, at)
-    return x, y, np.hypot(x, y), np.arctan2(y, x)
+    x, y = at[None, :], at[:, None]
+    return x, y, distance(x, y)
+
+
+def _angle(n: int) -> np.ndarray:
+    """(n, n) float32 angle of the pixels of a canvas."""
+    x, y, _ = grid(n)
+    return np.arctan2(y, x)
 
 
 def disc(n: int, radius: float, square: bool = False) -> np.ndarray:
     """(n, n) float32 coverage of a centred disc (or square with rounded corners) of half width `radius`."""
-    x, y, r, _ = grid(n)
+    x, y, r = grid(n)
     if square:
         inner = radius * 0.94
-        corner = np.hypot(np.maximum(np.abs(x) - inner, 0), np.maximum(np.abs(y) - inner, 0))
+        corner = distance(np.maximum(np.abs(x) - inner, 0), np.maximum(np.abs(y) - inner, 0))
         r = np.where(corner > 0, inner + corner, np.maximum(np.abs(x), np.abs(y)))
     return np.clip((radius - r) * n / 2 + 0.5, 0, 1)
 
 
 def _wave(phase: np.ndarray, duty: float, soft: float) -> np.ndarray:
     """Raised for `duty` of each unit of `phase`, with flanks of width `soft`."""
-    t = np.abs((phase % 1.0) - 0.5) * 2
+    t = fraction(phase)
+    t -= 0.5
+    np.abs(t, out=t)
+    t *= 2
     return smoothstep(t, duty + soft, duty - soft)
 
 
@@ -74,14 +83,14 @@ def _wave(phase: np.ndarray, duty: float, soft: float) -> np.ndarray:
 
 
 def _checker(rng: np.random.Generator, n: int) -> np.ndarray:
-    x, y, *_ = grid(n)
+    x, y, _ = grid(n)
     count = rng.uniform(5, 9)
     a, b = (x + y) * count / 1.4, (x - y) * count / 1.4
     return _wave(a, 0.62, 0.14) * _wave(b, 0.62, 0.14)
 
 
 def _waffle(rng: np.random.Generator, n: int) -> np.ndarray:
-    x, y, *_ = grid(n)
+    x, y, _ = grid(n)
     count = rng.uniform(4, 8)
     groove = rng.random() < 0.4
     squares = _wave(x * count, 0.7, 0.12) * _wave(y * count, 0.7, 0.12)
@@ -90,17 +99,17 @@ def _waffle(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def _tread(rng: np.random.Generator, n: int) -> np.ndarray:
     """Lozenges that stand across each other, as on checker plate."""
-    x, y, *_ = grid(n)
+    x, y, _ = grid(n)
     count = rng.uniform(4, 6.5)
     a, b = x * count, y * count
     cell = (np.floor(a) + np.floor(b)) % 2
-    p, q = (a % 1) - 0.5, (b % 1) - 0.5
+    p, q = fraction(a) - 0.5, fraction(b) - 0.5
     long, short = np.where(cell > 0, p, q), np.where(cell > 0, q, p)
     return smoothstep(np.abs(long) / 0.46 + np.abs(short) / 0.2, 1.15, 0.85)
 
 
 def _ribs(rng: np.random.Generator, n: int) -> np.ndarray:
-    x, y, *_ = grid(n)
+    x, y, _ = grid(n)
     bars = _wave(x * rng.uniform(5, 9), 0.55, 0.12)
     gaps = int(rng.integers(1, 5))
     return bars * (1 - _wave(y * gaps / 2 + 0.25 * gaps, 0.12, 0.05))
@@ -108,8 +117,8 @@ def _ribs(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def _radial(rng: np.random.Generator, n: int) -> np.ndarray:
     """Rings of wedges, twice as many outside as inside."""
-    _, _, r, angle = grid(n)
-    turn = angle / (2 * np.pi)
+    r = grid(n)[2]
+    turn = _angle(n) / (2 * np.pi)
     inner, outer = int(rng.integers(6, 13)), int(rng.integers(14, 29))
     low = _wave(turn * inner, 0.62, 0.12) * _band(r, 0.26, 0.52)
     high = _wave(turn * outer, 0.6, 0.15) * _band(r, 0.58, 0.93)
@@ -117,23 +126,23 @@ def _radial(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _rings(rng: np.random.Generator, n: int) -> np.ndarray:
-    _, _, r, angle = grid(n)
+    r = grid(n)[2]
     rings = _wave(r * rng.uniform(4, 7) + 0.2, 0.55, 0.15)
     spokes = int(rng.choice([0, 4, 6, 8]))
-    return np.maximum(rings, _wave(angle / (2 * np.pi) * spokes, 0.1, 0.04) * (r < 0.95)) if spokes else rings
+    return np.maximum(rings, _wave(_angle(n) / (2 * np.pi) * spokes, 0.1, 0.04) * (r < 0.95)) if spokes else rings
 
 
 def _studs(rng: np.random.Generator, n: int) -> np.ndarray:
-    x, y, *_ = grid(n)
+    x, y, _ = grid(n)
     count = rng.uniform(5, 8.5)
     b = y * count / 0.866
     a = x * count + 0.5 * (np.floor(b) % 2)
-    return smoothstep(np.hypot((a % 1) - 0.5, ((b % 1) - 0.5) * 0.866), 0.36, 0.22)
+    return smoothstep(distance(fraction(a) - 0.5, (fraction(b) - 0.5) * 0.866), 0.36, 0.22)
 
 
 def _logo(rng: np.random.Generator, n: int) -> np.ndarray:
     """A coat of arms in the middle of a pattern."""
-    _, _, r, _ = grid(n)
+    r = grid(n)[2]
     field = PATTERNS[str(rng.choice(["checker", "waffle", "studs", "radial"]))](rng, n)
     size = rng.uniform(0.28, 0.42)
     field = np.where(r < size, 0.12, field)
@@ -144,7 +153,7 @@ def _logo(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def _letters(rng: np.random.Generator, n: int) -> np.ndarray:
     """A band of letters around a smaller pattern, or across the middle."""
-    _, y, r, _ = grid(n)
+    _, y, r = grid(n)
     field = PATTERNS[str(rng.choice(["checker", "waffle", "studs", "ribs", "tread"]))](rng, n)
     if rng.random() < 0.5:
         half = rng.uniform(0.12, 0.2)
@@ -159,10 +168,17 @@ def _band(r: np.ndarray, low: float, high: float) -> np.ndarray:
     return smoothstep(r, low - 0.01, low + 0.01) * smoothstep(r, high + 0.01, high - 0.01)
 
 
+@lru_cache(maxsize=256)
+def _written(words: str) -> tuple[int, int]:
+    """Width and height of letters at scale 1; OpenCV takes a millisecond to tell."""
+    (w, h), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_DUPLEX, 1.0, 2)
+    return w, h
+
+
 def _text(n: int, word: str, width: float, half: float = 0.2) -> np.ndarray:
     """(n, n) raised letters in the middle, at most `width` wide and 2 * half high (canvas units)."""
     canvas = np.zeros((n, n), np.uint8)
-    (w, h), _ = cv2.getTextSize(word, cv2.FONT_HERSHEY_DUPLEX, 1.0, 2)
+    w, h = _written(word)
     scale = min(width * n / 2 / w, half * n / h)
     thick = max(1, round(scale * 3))
     (w, h), _ = cv2.getTextSize(word, cv2.FONT_HERSHEY_DUPLEX, scale, thick)
@@ -175,7 +191,7 @@ def _around(n: int, words: str) -> np.ndarray:
     length, depth = 4 * n, n
     strip = np.zeros((length, depth), np.uint8)  # rows: angle, columns: radius
     flat = np.zeros((int(0.24 * depth / 2), length), np.uint8)
-    (w, h), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_DUPLEX, 1.0, 2)
+    w, h = _written(words)
     scale = min(length / w, 0.85 * len(flat) / h)
     cv2.putText(
         flat, words, (4, len(flat) - 2), cv2.FONT_HERSHEY_DUPLEX, scale, 255, max(1, round(2.5 * scale)), cv2.LINE_AA
@@ -215,14 +231,14 @@ def lid(
     kind: str, rng: np.random.Generator, n: int, material: Material, square: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """A plain round lid: colour (n, n, 3) float32 and height (n, n); a rim, a notch or a knob, no pattern."""
-    x, y, r, _ = grid(n)
+    x, y, r = grid(n)
     r = np.maximum(np.abs(x), np.abs(y)) if square else r
     colours = LIDS[kind][1]
     colour = np.array(colours[rng.integers(len(colours))], np.float32) * np.array(material.tint, np.float32)
     height = 0.8 * _band(r, 0.86, 1.1) if rng.random() < 0.6 else np.zeros_like(r)
     detail = rng.integers(4)
     if detail == 0:
-        height = height - smoothstep(np.hypot(x, y - 0.55), 0.13, 0.08)
+        height = height - smoothstep(distance(x, y - 0.55), 0.13, 0.08)
     elif detail == 1:
         height = height - smoothstep(np.maximum(np.abs(x) / 0.34, np.abs(y) / 0.08), 1.1, 0.9)
     elif detail == 2:
@@ -238,7 +254,7 @@ def face(
     pattern: str, rng: np.random.Generator, n: int, material: Material, square: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """A cover's face: colour (n, n, 3) float32 0..255 and height (n, n) float32 0..1."""
-    x, y, r, _ = grid(n)
+    x, y, r = grid(n)
     r = np.maximum(np.abs(x), np.abs(y)) if square else r
     height = PATTERNS[pattern](rng, n) * smoothstep(r, 0.97, 0.93)
     height = np.maximum(height, 0.9 * _band(r, 0.94, 1.2) * (rng.random() < 0.6))
@@ -267,10 +283,15 @@ def _stain(
     return rgb
 
 
+def _within(off: np.ndarray, reach: float) -> slice:
+    """The pixels of a rising line of distances that are less than `reach` away."""
+    return slice(*np.searchsorted(off, (-reach, reach)))
+
+
 def _holes(rng: np.random.Generator, rgb: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pick holes or vents, or none."""
     n = len(rgb)
-    x, y, *_ = grid(n)
+    x, y, _ = grid(n)
     count = int(rng.choice([0, 1, 2, 4, 8]))
     start, far, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 0.85), rng.uniform(0.035, 0.065)
     if not count:
@@ -278,7 +299,9 @@ def _holes(rng: np.random.Generator, rgb: np.ndarray, height: np.ndarray) -> tup
     dark = np.zeros((n, n), np.float32)
     for i in range(count):
         angle = start + 2 * np.pi * i / count
-        away = np.hypot(x - far * math.cos(angle), y - far * math.sin(angle))
-        dark = np.maximum(dark, smoothstep(away, size * 1.2, size * 0.8))
+        dx, dy = x - far * math.cos(angle), y - far * math.sin(angle)
+        part = _within(dy[:, 0], size * 1.2), _within(dx[0], size * 1.2)
+        hole = smoothstep(distance(dx[:, part[1]], dy[part[0]]), size * 1.2, size * 0.8)
+        dark[part] = np.maximum(dark[part], hole)
     scale(rgb, 1 - 0.85 * dark)
     return rgb, height * (1 - dark)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from cvpeft.data.render.blend import mix, scale
+from cvpeft.data.render.blend import lay, scale
 from cvpeft.data.render.camera import polygon_mask
 from cvpeft.data.render.cities import City
 from cvpeft.data.render.light import Light
@@ -33,7 +33,7 @@ def paint_bonnet(image: np.ndarray, mask: np.ndarray, light: Light, rng: np.rand
     fall = np.clip(np.linspace(7, 0, h, dtype=np.float32)[:, None], 0, 1)
     gloss = cv2.resize(rng.random((2, 5), dtype=np.float32), (w, h), interpolation=cv2.INTER_CUBIC) * fall
     rgb = paint * 0.6 + np.array(light.horizon, np.float32) * (0.06 + 0.5 * gloss * fall)[..., None]
-    mix(image, rgb * np.float32(light.gain), mask * np.float32(1 / 255))
+    lay(image, rgb * np.float32(light.gain), mask)
 
 
 @lru_cache(maxsize=4)
@@ -62,7 +62,9 @@ def photograph(image: np.ndarray, city: City, rng: np.random.Generator) -> np.nd
     saturation = rng.uniform(*city.saturation)
     weights = np.full((3, 3), (1 - saturation) / 3) + np.eye(3) * saturation
     image = cv2.transform(image, weights.astype(np.float32))
-    return to_uint8(image + rng.uniform(*city.noise) * _grain(rng, h, w))
+    grain = rng.uniform(*city.noise) * _grain(rng, h, w)
+    grain += image
+    return to_uint8(grain)
 
 
 def _blur(image: np.ndarray, city: City, rng: np.random.Generator) -> np.ndarray:
@@ -93,10 +95,17 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mean = float(image.mean()) + 1
     gain = (rng.uniform(102, 136) / mean) ** rng.uniform(0.4, 0.75)
     contrast = rng.uniform(1.0, 1.28)
-    image = np.maximum(image * np.float32(gain * contrast) + np.float32(80 * (1 - contrast)), 0)
-    over = np.maximum(image - 190, 0)
+    image = image * np.float32(gain * contrast)
+    image += np.float32(80 * (1 - contrast))
+    np.maximum(image, 0, out=image)
+    over = image - 190
+    np.maximum(over, 0, out=over)
     # The shoulder turns x above 190 into 65 * x / (x + 65), that is, it takes x * x / (x + 65) away.
-    return np.asarray(image - over * over / (over + 65))
+    square = over * over
+    over += 65
+    square /= over
+    image -= square
+    return image
 
 
 def _grain(rng: np.random.Generator, h: int, w: int) -> np.ndarray:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from cvpeft.data.render.blend import mix, scale
+from cvpeft.data.render.blend import lay, scale
 from cvpeft.data.render.camera import Camera, polygon_mask
 from cvpeft.data.render.cities import City, Mix
 from cvpeft.data.render.clutter import after_covers, before_covers, collar
 from cvpeft.data.render.covers import BROKE, CIRCLE, GOOD, LOSE, UNCOVERED, Cover, box, gap, outlines, visible
 from cvpeft.data.render.ground import look, macro, tile
 from cvpeft.data.render.light import Light, draw_light, illuminate, shadow_mask, wet_ground
+from cvpeft.data.render.noise import Slopes, along
 from cvpeft.data.render.patterns import LIDS, Material
 from cvpeft.data.render.photo import bonnet_mask, paint_bonnet, photograph
 from cvpeft.data.render.sprite import draw
 from cvpeft.data.render.street import KERB, Street, backdrop, kerb_parts
-from cvpeft.data.render.surface import Surface
+from cvpeft.data.render.surface import Noise, Surface
 
 __all__ = ["Plan", "Scene", "paint", "paint_street", "plan", "render_scene"]
 
@@ -67,7 +69,18 @@ def _stream(seed: int, stage: int) -> np.random.Generator:
 
 def _pick(rng: np.random.Generator, mix: Mix) -> str:
     weights = np.array(list(mix.values()), float)
-    return str(rng.choice(list(mix), p=weights / weights.sum()))
+    return list(mix)[_index(rng, tuple((weights / weights.sum()).tolist()))]
+
+
+def _index(rng: np.random.Generator, shares: tuple[float, ...]) -> int:
+    """What rng.choice(len(shares), p=shares) draws, without its checks, which take longer than the draw."""
+    return int(_steps(shares).searchsorted(rng.random(), side="right"))
+
+
+@lru_cache(maxsize=64)
+def _steps(shares: tuple[float, ...]) -> np.ndarray:
+    sums = np.cumsum(np.array(shares))
+    return np.asarray(sums / sums[-1])
 
 
 def plan(city: City, seed: int, size: tuple[int, int]) -> Plan:
@@ -123,7 +136,7 @@ def _covers(bare: Plan, rng: np.random.Generator) -> tuple[Cover, ...]:
 def _cover(bare: Plan, rng: np.random.Generator) -> Cover:
     city, camera = bare.city, bare.camera
     h, w = camera.size
-    label = int(rng.choice((GOOD, BROKE, LOSE, UNCOVERED, CIRCLE), p=city.labels))
+    label = (GOOD, BROKE, LOSE, UNCOVERED, CIRCLE)[_index(rng, city.labels)]
     top = max(camera.horizon() + 0.08 * h, -0.05 * h)
     spot = np.array([[rng.uniform(-0.05, 1.05) * w, rng.uniform(min(top, 0.8 * h), 1.03 * h)]])
     at = camera.to_ground(spot)[0]
@@ -222,8 +235,8 @@ def _turned(place: np.ndarray, turn: float, offset: tuple[float, float], stretch
     return place @ np.array([[c, -s, -offset[0]], [s, c, -offset[1]], [0, 0, 1.0]])
 
 
-def _surface(made: Plan, rows: tuple[int, int]) -> tuple[Surface, np.ndarray]:
-    """The bare road with slow variation over it, and the slopes (H, W, 2) of its stones.
+def _surface(made: Plan, rows: tuple[int, int]) -> tuple[Surface, Slopes]:
+    """The bare road with slow variation over it, and the slopes of its stones.
 
     What is above the rows is filled with the farthest colour.
     """
@@ -237,29 +250,37 @@ def _surface(made: Plan, rows: tuple[int, int]) -> tuple[Surface, np.ndarray]:
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     grit = (grey - cv2.blur(grey, (15, 15))) * np.float32(1 / 12)
     scale(rgb, tint)
-    scale(rgb, 1 + rng.uniform(0.03, 0.1) * slow[..., 0] + rng.uniform(0.0, 0.06) * fast[..., 0])
+    scale(rgb, 1 + rng.uniform(0.03, 0.1) * slow[0] + rng.uniform(0.0, 0.06) * fast[0])
     rgb[: rows[0]] = rgb[rows[0]].mean(axis=0)
     return Surface(rgb, camera, slow, fast, grit, street.left, street.right, street.ground, made.covers), slope
 
 
-def _noise(place: np.ndarray, size: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) macro tile as noise of deviation 1, zero outside the rows; seen at half resolution: it is smooth."""
+def _noise(place: np.ndarray, size: tuple[int, int], rows: tuple[int, int]) -> Noise:
+    """The macro tile as noise of deviation 1, zero outside the rows; seen at half resolution: it is smooth."""
     h, w = size
     half = np.diag([0.5, 0.5, 1.0]) @ place
     small, _ = look(macro(), half, ((h + 1) // 2, (w + 1) // 2), (rows[0] // 2, (h + 1) // 2))
-    noise = cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR)
-    noise = (noise - 128) * np.float32(1 / 40)
-    noise[: rows[0]] = 0
+    first, second, third = (_enlarged(part, (w, h), rows[0]) for part in cv2.split(small))
+    return first, second, third
+
+
+def _enlarged(small: np.ndarray, size: tuple[int, int], top: int) -> np.ndarray:
+    noise: np.ndarray = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+    noise -= 128
+    noise *= np.float32(1 / 40)
+    noise[:top] = 0
     return noise
 
 
-def _shade(made: Plan, slope: np.ndarray, turn: float) -> np.ndarray:
+def _shade(made: Plan, slope: Slopes, turn: float) -> np.ndarray:
     """(H, W) brightness of a relief in the scene's sun; under a grey sky little of it is left."""
     share = made.light.share
     sun = share * np.array(made.light.sun) * 0.55 + (1 - share) * np.array([0.06, 0.12])
     c, s = np.cos(turn), np.sin(turn)
     local = np.array([c * sun[0] + s * sun[1], -(-s * sun[0] + c * sun[1])], np.float32)
-    return np.clip(1 - cv2.transform(slope, local.reshape(1, 2)), 0.4, 1.6)
+    light = along(slope, local)
+    np.subtract(1, light, out=light)
+    return np.clip(light, 0.4, 1.6, out=light)
 
 
 def _side_walks(made: Plan, surface: Surface, rows: tuple[int, int]) -> None:
@@ -272,13 +293,13 @@ def _side_walks(made: Plan, surface: Surface, rows: tuple[int, int]) -> None:
     low, high = int(seen[0]), int(seen[-1]) + 1
     part, rows = slice(low, high), (int(np.clip(rows[0], low, high - 1)), high)
     rgb, slope = look(tile(street.walk_ground), _turned(camera.level(KERB), 0.0, street.offset), camera.size, rows)
-    lit, grain = rgb[part], 1 + 0.05 * surface.fast[part, :, 0] + 0.05 * surface.slow[part, :, 1]
+    lit, grain = rgb[part], 1 + 0.05 * surface.fast[0][part] + 0.05 * surface.slow[1][part]
     scale(lit, made.city.ground_tint)
-    scale(lit, _shade(made, slope[part], 0.0) * grain)
+    scale(lit, _shade(made, (slope[0][part], slope[1][part]), 0.0) * grain)
     lit[: rows[0] - low] = lit[rows[0] - low].mean(axis=0)
     stone = cv2.merge([150 * grain, 147 * grain, 140 * grain])
     for mask, colour in ((walks, lit), (faces, 0.62 * stone), (tops, stone)):
-        mix(surface.image[part], colour, mask[part] * np.float32(1 / 255))
+        lay(surface.image[part], colour, mask[part])
 
 
 def _lit(made: Plan, surface: Surface) -> np.ndarray:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from cvpeft.data.render.blend import mix, scale
+from cvpeft.data.render.blend import four, mix, scale
 from cvpeft.data.render.camera import Camera, polygon_mask
 from cvpeft.data.render.covers import (
     BROKE,
@@ -28,7 +29,7 @@ from cvpeft.data.render.covers import (
     parallax,
     turned,
 )
-from cvpeft.data.render.noise import fractal, slopes, smoothstep, to_uint8
+from cvpeft.data.render.noise import along, distance, fractal, fraction, slopes, smoothstep, to_uint8
 from cvpeft.data.render.patterns import disc, face, grid, lid
 
 __all__ = ["draw"]
@@ -46,27 +47,48 @@ class Rays:
 # --- the sprite -----------------------------------------------------------------------------------------------------
 
 
+Part = tuple[slice, slice]  # rows and columns of a canvas
+
+
+@lru_cache(maxsize=16)
+def _away(n: int, span: float) -> np.ndarray:
+    """(n, n) distance from the middle of a canvas over +- span; every cover asks for several of its circles."""
+    x, y, _ = grid(n)
+    return distance(x * span, y * span)
+
+
 class _Sprite:
     """A canvas of (n, n) pixels over centre +- span; colour (n, n, 3) is multiplied by coverage (n, n)."""
 
     def __init__(self, n: int, span: float, centre: tuple[float, float] = (0.0, 0.0)) -> None:
         self.n, self.span, self.centre = n, span, np.array(centre)
-        x, y, *_ = grid(n)
+        x, y, _ = grid(n)
         self.x, self.y = x * span + centre[0], y * span + centre[1]
         self.rgb = np.zeros((n, n, 3), np.float32)
         self.alpha = np.zeros((n, n), np.float32)
 
-    def over(self, rgb: np.ndarray | tuple[float, float, float], alpha: np.ndarray) -> None:
-        """Lay a layer on top; rgb is not multiplied by alpha."""
-        mix(self.rgb, rgb, alpha)
-        self.alpha += (1 - self.alpha) * alpha
+    def over(self, rgb: np.ndarray | tuple[float, float, float], alpha: np.ndarray, part: Part | None = None) -> None:
+        """Lay a layer on top, or a part of one on its part of the canvas; rgb is not multiplied by alpha."""
+        if part is None:
+            part = _extent(alpha)
+            rgb, alpha = rgb[part] if isinstance(rgb, np.ndarray) else rgb, alpha[part]
+        if alpha.size == 0:
+            return
+        mix(self.rgb[part], rgb, alpha)
+        more = 1 - self.alpha[part]
+        more *= alpha
+        self.alpha[part] += more
 
     def shape(self, cover: Cover, radius: float, at: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
         """Coverage of the cover's shape of this radius around `at`."""
         if cover.square:
             return self.place(disc(self.n, 1.0, True), radius * turned(cover.turn), np.array(at))
-        away = np.hypot(self.x - at[0], self.y - at[1])
-        return np.clip((radius - away) * (self.n / 2 / self.span) + 0.5, 0, 1)
+        around = not (any(at) or self.centre.any())
+        away = _away(self.n, self.span) if around else distance(self.x - at[0], self.y - at[1])
+        cover_of = radius - away
+        cover_of *= self.n / 2 / self.span
+        cover_of += 0.5
+        return np.clip(cover_of, 0, 1, out=cover_of)
 
     def place(self, canvas: np.ndarray, linear: np.ndarray, at: np.ndarray) -> np.ndarray:
         """A canvas over [-1, 1], moved by an affine map of sprite units; zero outside."""
@@ -80,10 +102,10 @@ class _Sprite:
 
 def _lit(rgb: np.ndarray, height: np.ndarray, sun: np.ndarray, share: float, strength: float) -> np.ndarray:
     """Relief in the sun, and a little of it under a grey sky, where light comes from above the horizon behind."""
-    slope = slopes(height, strength)
     soft = np.array([0.15, -0.25])
-    towards = (sun * share + soft * (1 - share)).reshape(1, 2)
-    scale(rgb, np.clip(1 - cv2.transform(slope, towards), 0.35, 1.7))
+    light = along(slopes(height, strength), sun * share + soft * (1 - share))
+    np.subtract(1, light, out=light)
+    scale(rgb, np.clip(light, 0.35, 1.7, out=light))
     return rgb
 
 
@@ -95,8 +117,8 @@ def _frame(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) 
     tone = np.array([1.0, 0.97, 0.93]) * (iron if rng.random() < 0.85 else 150)
     tone = tone + (np.array([iron * 1.2, iron * 0.82, iron * 0.6]) - tone) * cover.material.rust * 0.6
     ring = sprite.shape(cover, 1.0)
-    rgb = np.full((n, n, 3), tone, np.float32)
-    scale(rgb, 1 + 0.08 * noise)
+    grain = 1 + 0.08 * noise
+    rgb = cv2.merge([part * grain for part in tone.astype(np.float32)])
     height = cv2.GaussianBlur(ring - 1.0 * sprite.shape(cover, inner), (0, 0), max(0.6, n / 160))
     sprite.over(_lit(rgb, height, rays.sun, rays.share, n / 90), ring)
     groove = sprite.shape(cover, inner + 0.012) - sprite.shape(cover, inner - 0.02)
@@ -110,7 +132,7 @@ def _top(cover: Cover, n: int, rays: Rays, rng: np.random.Generator) -> np.ndarr
     rgb, height = draw_face(cover.face, rng, m, cover.material, cover.square)
     sun = turned(cover.turn).T @ rays.sun
     rgb = _lit(rgb, height, sun, rays.share, 2.2 * m / 192)
-    return cv2.merge([*cv2.split(rgb), disc(m, 1.0 - 1.0 / m, cover.square)])
+    return four(rgb, disc(m, 1.0 - 1.0 / m, cover.square))
 
 
 def _lay(
@@ -118,40 +140,55 @@ def _lay(
 ) -> None:
     """Lay a lit lid on the sprite."""
     layer = sprite.place(top, (1 - cover.frame) * linear @ turned(cover.turn), at)
-    sprite.over(layer[..., :3], layer[..., 3] * keep)
+    sprite.over(cv2.cvtColor(layer, cv2.COLOR_RGBA2RGB), cv2.extractChannel(layer, 3) * keep)
 
 
-def _hole(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) -> np.ndarray:
-    """(n, n, 3) colour of the shaft below: the line of sight of each pixel is followed to the wall or to the bottom."""
+def _hole(
+    sprite: _Sprite, cover: Cover, rays: Rays, area: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, Part]:
+    """Colour of the shaft below the opening `area`, and its part of the canvas.
+
+    The line of sight of each pixel is followed to the wall or to the bottom.
+    """
+    part = _extent(area)
+    area = area[part]
     inner, depth = 1 - cover.frame, rng.uniform(1.6, 4.0)
     # Plain floats: a float64 scalar of NumPy would turn every (n, n) array into float64.
     vx, vy = (float(v) for v in (rays.view if np.hypot(*rays.view) > 0.05 else (0.0, 0.05)))
     sx, sy = (float(v) for v in rays.sun)
-    px, py = sprite.x, sprite.y
+    px, py = sprite.x[:, part[1]], sprite.y[part[0]]
     along, square = px * vx + py * vy, vx * vx + vy * vy
     root = np.sqrt(np.maximum(along**2 - square * (px**2 + py**2 - inner**2), 0))
     down = np.clip((along + root) / square, 0, depth)
     qx, qy = px - down * vx, py - down * vy
     bottom = down >= depth
     light = np.exp(-down / rng.uniform(0.4, 0.9)) * (0.62 - 0.2 * rays.share)
-    inside = np.hypot(qx + sx * down, qy + sy * down) < inner
+    inside = distance(qx + sx * down, qy + sy * down) < inner
     facing = np.clip(-(qx * sx + qy * sy) / (float(np.hypot(sx, sy)) * inner + 1e-6), 0, 1)
     light = light * (1 - rays.share) + rays.share * (0.35 * light + 0.5 * inside * facing * (down < depth))
-    courses = _joints(qx, qy, down) * (~bottom)
+    courses = np.zeros_like(down)
+    wall = (area > 0) & ~bottom & (down >= 0.26)
+    courses[wall] = _joints(qx[wall], qy[wall], down[wall])
     tone = np.array([(122.0, 116, 106), (118, 92, 80), (108, 106, 102)][rng.integers(3)], np.float32)
-    rgb = np.full((sprite.n, sprite.n, 3), tone, np.float32)
+    rgb = cv2.merge([np.full_like(down, level) for level in tone])
     mix(rgb, (74, 70, 66), smoothstep(down, 0.3, 0.22))
     scale(rgb, np.where(down < 0.26, 0.35 + 0.65 * light, light * (1 - 0.45 * courses)))
     if rng.random() < 0.35:  # water at the bottom mirrors the bright opening
-        rgb[bottom & (np.hypot(qx - 0.2, qy) < 0.5 * inner)] = rng.uniform(40, 110)
-    return rgb
+        rgb[bottom & (distance(qx - 0.2, qy) < 0.5 * inner)] = rng.uniform(40, 110)
+    return rgb, part
+
+
+def _extent(mask: np.ndarray) -> Part:
+    """The part of a canvas outside which the mask is zero."""
+    x, y, w, h = cv2.boundingRect((mask > 0).view(np.uint8))
+    return slice(y, y + h), slice(x, x + w)
 
 
 def _joints(qx: np.ndarray, qy: np.ndarray, down: np.ndarray) -> np.ndarray:
     """Joints of the shaft's brick or ring courses, 0..1."""
     row = down / 0.18
-    turn = np.arctan2(qy, qx) * (18 / (2 * np.pi)) + 0.5 * (np.floor(row) % 2)
-    return np.maximum(np.abs((row % 1) - 0.5) > 0.43, np.abs((turn % 1) - 0.5) > 0.45).astype(np.float32)
+    turn = np.arctan2(qy, qx) * (18 / (2 * np.pi)) + fraction(0.5 * np.floor(row))
+    return np.maximum(np.abs(fraction(row) - 0.5) > 0.43, np.abs(fraction(turn) - 0.5) > 0.45).astype(np.float32)
 
 
 # --- the five classes -----------------------------------------------------------------------------------------------
@@ -176,16 +213,18 @@ def _edge_shadow(sprite: _Sprite, cover: Cover, rays: Rays, deep: float) -> None
 def _open(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) -> None:
     """The frame and the shaft: `uncovered`, and what a lid of `lose` has left."""
     _frame(sprite, cover, rays, rng)
-    sprite.over(_hole(sprite, cover, rays, rng), sprite.shape(cover, 1 - cover.frame))
+    area = sprite.shape(cover, 1 - cover.frame)
+    shaft, part = _hole(sprite, cover, rays, area, rng)
+    sprite.over(shaft, area[part], part)
 
 
 def _broken(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) -> None:
     """A lid with cracks, or with a part missing: its broken flank shows, and below it the shaft."""
     _frame(sprite, cover, rays, rng)
-    below = _hole(sprite, cover, rays, rng)
+    area = sprite.shape(cover, 1 - cover.frame)
+    below, part = _hole(sprite, cover, rays, area, rng)
     _lay(sprite, cover, _top(cover, sprite.n, rays, rng), np.eye(2), np.zeros(2))
     missing, cracks = _damage(sprite, 1 - cover.frame, rng)
-    area = sprite.shape(cover, 1 - cover.frame)
     sprite.over((14, 14, 14), cracks * area * 0.92)
     opening = missing * area
     # The shaft is seen from one thickness below on, so that the far edge of the opening shows the flank.
@@ -193,7 +232,7 @@ def _broken(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator)
     lower = cv2.warpAffine(opening, np.column_stack([np.eye(2), shift]), (sprite.n, sprite.n))
     tone = rng.uniform(0.6, 1.1)
     sprite.over((104 * tone, 84 * tone, 68 * tone), opening)
-    sprite.over(0.8 * below, opening * lower)
+    sprite.over(0.8 * below, (opening * lower)[part], part)
 
 
 DRAW: dict[int, Callable[[_Sprite, Cover, Rays, np.random.Generator], None]] = {
@@ -362,10 +401,10 @@ def _paste(image: np.ndarray, sprite: _Sprite, cover: Cover, camera: Camera) -> 
     x0, y0 = middle[0] - half, middle[1] + half
     to_ground = np.array([[step, 0, x0 + step / 2], [0, -step, y0 - step / 2], [0, 0, 1.0]])
     to_part = np.array([[fx, 0, -fx * left - 0.5], [0, fy, -fy * top - 0.5], [0, 0, 1.0]])
-    canvas = to_uint8(cv2.merge([*cv2.split(sprite.rgb), 255 * sprite.alpha]))
+    canvas = to_uint8(four(sprite.rgb, 255 * sprite.alpha))
     size = (fx * (right - left), fy * (bottom - top))
     part = cv2.warpPerspective(canvas, to_part @ camera.ground @ to_ground, size)
-    part = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_AREA).astype(np.float32)
+    part = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
     view = image[top:bottom, left:right]
-    scale(view, 1 - part[..., 3] / 255)
-    view += part[..., :3]
+    scale(view, 1 - cv2.extractChannel(part, 3).astype(np.float32) / 255)
+    view += cv2.cvtColor(part, cv2.COLOR_RGBA2RGB)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from cvpeft.data.render.blend import mix, scale
+from cvpeft.data.render.blend import lay, scale
 from cvpeft.data.render.camera import Camera, polygon_mask
 from cvpeft.data.render.light import Light
 from cvpeft.data.render.noise import fractal, to_uint8
@@ -134,7 +134,7 @@ def _front(
     sun = light.share if light.sun[0] * x < 0 else 0.1
     scale(front, ((1 - light.share) * np.array(light.sky_rgb) + sun * np.array(light.sun_rgb)) * light.gain)
     mask = polygon_mask((int(bottom), int(right - left)), [wall - [left, 0]])
-    mix(image[:bottom, left:right], front, mask * np.float32(1 / 255))
+    lay(image[:bottom, left:right], front, mask)
 
 
 def _tree(image: np.ndarray, camera: Camera, x: float, light: Light, rng: np.random.Generator) -> None:
@@ -156,4 +156,4 @@ def _tree(image: np.ndarray, camera: Camera, x: float, light: Light, rng: np.ran
     tone = light.gain * rng.uniform(0.7, 1.2)
     for shape, rgb in (([trunk], (70, 58, 48)), (crown, (58, 76, 42)), (crown[::3], (84, 104, 58))):
         rows = slice(0, int(np.clip(max(part[:, 1].max() for part in shape if len(part)) + 2, 1, camera.size[0])))
-        mix(image[rows], np.array(rgb) * tone, polygon_mask(camera.size, shape)[rows] * np.float32(1 / 255))
+        lay(image[rows], np.array(rgb) * tone, polygon_mask(camera.size, shape)[rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,9 +13,12 @@ from cvpeft.data.render.camera import SHIFT, Camera, polygon_mask, to_fixed
 from cvpeft.data.render.covers import Cover
 from cvpeft.data.render.noise import smoothstep
 
-__all__ = ["RING", "Surface", "blob", "quad", "ring", "thick", "turned"]
+__all__ = ["RING", "Noise", "Surface", "blob", "quad", "ring", "thick", "turned"]
 
 RING = np.stack([np.cos(TURN := np.linspace(0, 2 * np.pi, 40, endpoint=False)), np.sin(TURN)], 1)
+Noise = tuple[np.ndarray, np.ndarray, np.ndarray]  # three independent ones, (H, W) float32 each
+Part = tuple[slice, slice]  # rows and columns of the image
+Texture = Callable[[Part], np.ndarray]  # a part of the image to its (h, w, 3) colours
 Shapes = list[np.ndarray] | np.ndarray  # ground polygons: a list of any, or an (N, K, 2) stack of small convex ones
 
 
@@ -23,7 +26,7 @@ Shapes = list[np.ndarray] | np.ndarray  # ground polygons: a list of any, or an 
 class Surface:
     """The street while it is painted.
 
-    image: (H, W, 3) float32 albedo 0..255, changed in place; slow, fast: (H, W, 3) noise of deviation 1 that lies on
+    image: (H, W, 3) float32 albedo 0..255, changed in place; slow, fast: noise of deviation 1 that lies on
     the ground, bumps of metres and of decimetres; grit: (H, W) the stones themselves, how much brighter each pixel is
     than what is around it; left, right: edges of the road in metres; stone: name of the ground tile; covers: what will
     lie in it.
@@ -31,8 +34,8 @@ class Surface:
 
     image: np.ndarray
     camera: Camera
-    slow: np.ndarray
-    fast: np.ndarray
+    slow: Noise
+    fast: Noise
     grit: np.ndarray
     left: float
     right: float
@@ -53,7 +56,7 @@ class Surface:
         """Whether a cover's rim is nearer than `apart` metres."""
         return any(np.hypot(*(at - cover.at)) < apart + cover.radius for cover in self.covers)
 
-    def mask(self, polygons: Shapes, soft: float = 0.0) -> tuple[np.ndarray, tuple[slice, slice]] | None:
+    def mask(self, polygons: Shapes, soft: float = 0.0) -> tuple[np.ndarray, Part] | None:
         """Coverage 0..1 of ground polygons, blurred by `soft` px, and its part of the image; None: nothing is seen."""
         h, w = self.camera.size
         seen: Shapes
@@ -77,7 +80,7 @@ class Surface:
         return mask, (slice(top, bottom), slice(left, right))
 
     def paint(
-        self, polygons: Shapes, rgb: Sequence[float] | np.ndarray, alpha: float, worn: float = 0.0, soft: float = 0.0
+        self, polygons: Shapes, rgb: Sequence[float] | Texture, alpha: float, worn: float = 0.0, soft: float = 0.0
     ) -> None:
         """Blend a colour into ground polygons; `worn` 0..1 lets the ground through, `soft` px blurs the edge."""
         found = self.mask(polygons, soft)
@@ -85,15 +88,18 @@ class Surface:
             return
         mask, part = found
         if worn:
-            flakes = 0.55 * self.fast[part][..., 0] + 0.4 * self.slow[part][..., 1] + 0.45 * self.grit[part]
+            flakes = 0.55 * self.fast[0][part] + 0.4 * self.slow[1][part] + 0.45 * self.grit[part]
             mask = mask * smoothstep(flakes, 2.6 * worn - 2.0, 2.6 * worn - 2.5)
-        colour = np.asarray(rgb, np.float32)
-        mix(self.image[part], colour if colour.ndim == 1 else colour[part], alpha * mask)
+        mix(self.image[part], rgb(part) if callable(rgb) else rgb, alpha * mask)
 
-    def mixture(self, tone: float) -> np.ndarray:
-        """(H, W, 3) asphalt or cement of another mix, with grain of its own."""
-        grey = tone * (1 + 0.05 * self.grit + 0.06 * self.fast[..., 2])
-        return cv2.merge([grey, 0.995 * grey, 0.975 * grey])
+    def mixture(self, tone: float) -> Texture:
+        """Asphalt or cement of another mix, with grain of its own."""
+
+        def texture(part: Part) -> np.ndarray:
+            grey = tone * (1 + 0.05 * self.grit[part] + 0.06 * self.fast[2][part])
+            return cv2.merge([grey, 0.995 * grey, 0.975 * grey])
+
+        return texture
 
     def shade(self, polygons: Shapes, factor: float, soft: float = 0.0, ragged: float = 0.0) -> None:
         """Multiply ground polygons by a factor; `ragged` lets the fine noise of the ground eat into the edge."""
@@ -102,7 +108,7 @@ class Surface:
             return
         mask, part = found
         if ragged:
-            mask = smoothstep(mask * (1 + ragged * (self.fast[part][..., 0] + 0.6 * self.fast[part][..., 2])), 0.2, 1.0)
+            mask = smoothstep(mask * (1 + ragged * (self.fast[0][part] + 0.6 * self.fast[2][part])), 0.2, 1.0)
         scale(self.image[part], 1 + (factor - 1) * mask)
 
     def scatter(self, stack: np.ndarray, colours: np.ndarray, shadow: float = 0.6) -> None:
