@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import random
 from pathlib import Path
@@ -207,3 +208,25 @@ def test_the_cache_is_asked_before_the_network(tmp_path: Path, monkeypatch: pyte
 def test_a_model_without_published_weights_is_an_error() -> None:
     with pytest.raises(BackboneError, match=r"no hub weights for 'vit_base_patch32_plus_256'.*file, or to none"):
         hub_file("vit_base_patch32_plus_256")
+
+
+SHIPPED = sorted(weights.SHIPPED.glob("street_*.safetensors"))
+
+
+def test_base_weights_ship() -> None:
+    assert [file.stem for file in SHIPPED] == ["street_convnext_atto"]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_weights_are_small_and_those_of_their_card(file: Path) -> None:
+    assert file.stat().st_size <= 16 * 2**20
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card
+    facts = read_weights(file).metadata
+    for name in ("renderer", "seed", "steps", "crops", "crop_epochs", "crop_accuracy"):
+        assert facts[name] in card, name
+
+
+def test_a_backbone_without_street_weights_is_told_which_have_some() -> None:
+    with pytest.raises(BackboneError, match=r"no street weights for 'vit_tiny_patch16_224'.*one of convnext_atto"):
+        weights.street_file("vit_tiny_patch16_224")
