@@ -161,7 +161,7 @@ def export_verified(
         exported = predict_onnx(part, images)
         parity = {
             "threshold": threshold,
-            "unmerged_merged": asdict(merging),
+            "unmerged_merged": {**asdict(merging), **feature_difference(unmerged, merged, images)},
             "merged_onnx": asdict(_agreed("the ONNX model", plain, exported, threshold, tolerance)),
             "unmerged_onnx": asdict(_agreed("the ONNX model", reference, exported, threshold, tolerance)),
             **_evidence(part, tolerance),
@@ -182,6 +182,19 @@ def predict_torch(detector: nn.Module, images: Sequence[Tensor]) -> list[Predict
         Prediction(boxes=p["boxes"][keep].cpu(), scores=p["scores"][keep].cpu(), labels=p["labels"][keep].cpu())
         for p, keep in zip(found, rows, strict=True)
     ]
+
+
+def feature_difference(one: nn.Module, other: nn.Module, images: Sequence[Tensor]) -> dict[str, float]:
+    """Largest difference between the pyramid maps of two detectors over all images, and the largest value in them."""
+    device = next(one.parameters()).device
+    apart, largest = 0.0, 0.0
+    with torch.no_grad():
+        for image in images:
+            x = one.transform(image[None].to(device))[0].tensors  # type: ignore[operator]
+            left, right = one.backbone(x), other.backbone(x)  # type: ignore[operator]
+            apart = max(apart, *((left[key] - right[key]).abs().max().item() for key in left))
+            largest = max(largest, *(left[key].abs().max().item() for key in left))
+    return {"max_feature_difference": apart, "max_feature": largest}
 
 
 def predict_onnx(path: Path, images: Sequence[Tensor]) -> list[Prediction]:

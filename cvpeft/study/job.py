@@ -83,7 +83,12 @@ def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
         file = export_weights_run(run)
     else:
         file = export_onnx_run(_run_of(run), overrides=overrides)
-        parity = json.loads((file.parent / "parity.json").read_text())["unmerged_onnx"]
+        proof = json.loads((file.parent / "parity.json").read_text())
+        parity, merging = proof["unmerged_onnx"], proof["unmerged_merged"]
+        print(
+            f"merging moves pyramid features by {merging['max_feature_difference']:.1e} at most, "
+            f"of values up to {merging['max_feature']:.1f}"
+        )
         print(
             f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes in {parity['images']} images, "
             f"IoU >= {parity['min_iou']:.6f}, scores within {parity['max_score_difference']:.1e}"

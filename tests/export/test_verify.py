@@ -103,6 +103,7 @@ def test_a_proven_export_leaves_a_model_and_its_parity(quick, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["model.onnx", "parity.json"]
     parity = json.loads((folder / "parity.json").read_text())
     assert parity["agree"] is True
+    assert parity["unmerged_merged"]["max_feature_difference"] <= 1e-5 < parity["unmerged_merged"]["max_feature"]
     for pair in ("unmerged_merged", "merged_onnx", "unmerged_onnx"):
         assert parity[pair]["images"] == 5
         assert parity[pair]["boxes"] >= 20
