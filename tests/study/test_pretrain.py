@@ -60,7 +60,7 @@ def test_the_same_command_makes_nothing_twice(made: Path) -> None:
     folder = made.parents[1]
     again = folder / "again.safetensors"
     times = {f: f.stat().st_mtime_ns for f in (folder / "runs").rglob("*.safetensors")}
-    pretrain(folder / "pretrain.yaml", again)
+    pretrain(folder / "pretrain.yaml", again, crop_epochs=1)
     one, other = load_file(made), load_file(again)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -72,6 +72,15 @@ def test_a_file_that_is_there_is_not_lost(made: Path) -> None:
     with pytest.raises(ConfigError, match="the file is there"):
         pretrain(made.parents[1] / "pretrain.yaml", made)
     assert made.read_bytes() == before
+
+
+def test_parts_of_another_recipe_are_not_mixed_in(made: Path) -> None:
+    folder, out = made.parents[1], made.with_name("other.safetensors")
+    with pytest.raises(ConfigError, match=r"tiny_crops.*made with other settings or data"):
+        pretrain(folder / "pretrain.yaml", out, crop_epochs=2)
+    with pytest.raises(ConfigError, match=r"runs/tiny - it was made with other settings or data"):
+        pretrain(folder / "pretrain.yaml", out, crop_epochs=1, overrides=["train.epochs=2"])
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("sections", [{"peft": {"mode": "frozen", "methods": ()}}, {"backbone": {"weights": "timm"}}])
