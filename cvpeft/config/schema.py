@@ -69,6 +69,9 @@ class Data(Section):
     augment: str | tuple[str | dict[str, dict[str, Any]], ...] = Field(
         "road", description="road, flip, none, or a list of albumentations names with their settings"
     )
+    mosaic: Fraction = Field(
+        0.0, description="part of the training inputs that show quarters of four images, around small objects, unscaled"
+    )
     workers: Count = Field(1, description="loader processes; the batches do not depend on their number")
     render: Render | None = Field(None, description="render the json files named above where they do not exist")
 

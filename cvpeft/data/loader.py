@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cvpeft.data.coco import CocoData, ImageRecord
+from cvpeft.data.mosaic import mosaic
 from cvpeft.data.transforms import Augment, build_augment
 from cvpeft.errors import CvpeftError, DataError, ResourceError
 from cvpeft.runtime.image import Letterbox, Size, decode
@@ -29,7 +30,7 @@ __all__ = [
 
 @dataclass
 class Sample:
-    """One network input. letterbox: see Augment; name: file name in the json."""
+    """One network input. letterbox: see Augment; name: file names in the json, of a mosaic all four."""
 
     image: Tensor  # (3, H, W) uint8 RGB
     target: Target
@@ -61,15 +62,17 @@ def train_loader(
     seed: int,
     epochs: int,
     start: tuple[int, int] = (0, 0),
+    mosaic: float = 0.0,
 ) -> TrainLoader:
     """Iterates over (epoch, step, Batch) from `start` to the end of the last epoch, both counted from 0.
 
-    Order and augmentation depend on (seed, epoch, image id) alone. Every epoch shows each image once; its last batch
-    may be smaller. Crowd boxes are left out of the targets. Raises DataError where no image has a box to learn from.
+    Order and augmentation depend on the data set and (seed, epoch, image id) alone. Every epoch shows each image once;
+    its last batch may be smaller. mosaic: part of the inputs, 0..1, that show a quarter of the image beside quarters of
+    three others. Crowd boxes are left out of the targets. Raises DataError where no image has a box to learn from.
     """
     if not any((~image.crowd).any() for image in data.images):
         raise DataError("EMPTY", f"none of the {len(data.images)} training images has a box", fix="label some images")
-    return TrainLoader(data, size, augment, batch, workers, seed, epochs, start)
+    return TrainLoader(data, size, augment, batch, workers, seed, epochs, start, mosaic)
 
 
 def eval_loader(data: CocoData, size: Size, *, batch: int, workers: int) -> EvalLoader:
@@ -90,9 +93,10 @@ class TrainLoader:
         seed: int,
         epochs: int,
         start: tuple[int, int],
+        mosaic: float,
     ) -> None:
         self.plan = _Plan(len(data.images), batch, seed, epochs, start)
-        self.loader = _loader(_Images(data, size, augment, seed), workers, batch_sampler=self.plan)
+        self.loader = _loader(_Images(data, size, augment, seed, mosaic), workers, batch_sampler=self.plan)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -165,17 +169,26 @@ class _Failure:
 class _Images(Dataset[Sample | _Failure]):
     """Indexed by (epoch, index), so that workers need not be told that an epoch begins."""
 
-    def __init__(self, data: CocoData, size: Size, augment: Augment, seed: int) -> None:
-        self.images, self.size, self.augment, self.seed = data.images, size, augment, seed
+    def __init__(self, data: CocoData, size: Size, augment: Augment, seed: int, mosaic: float = 0.0) -> None:
+        self.images, self.size, self.augment, self.seed, self.mosaic = data.images, size, augment, seed, mosaic
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | _Failure:
-        epoch, index = place
-        image = self.images[index]
-        seed = int(np.random.SeedSequence((self.seed, epoch, image.id)).generate_state(1, np.uint64)[0])
         try:
-            return read_sample(image, self.size, self.augment, seed)
+            return self._sample(*place)
         except CvpeftError as error:
             return _Failure(type(error), error.code, str(error))
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        image = self.images[index]
+        seeds = np.random.SeedSequence((self.seed, epoch, image.id))
+        sample = read_sample(image, self.size, self.augment, int(seeds.generate_state(1, np.uint64)[0]))
+        rng = np.random.default_rng(seeds.spawn(1)[0])
+        if rng.random() >= self.mosaic:
+            return sample
+        others = [self.images[i] for i in rng.integers(len(self.images), size=3)]
+        samples = [sample, *(read_sample(o, self.size, self.augment, int(rng.integers(2**63))) for o in others)]
+        pixels, target = mosaic([(s.image, s.target) for s in samples], rng)
+        return replace(sample, image=pixels, target=target, name=" + ".join(s.name for s in samples))
 
 
 class _Plan:

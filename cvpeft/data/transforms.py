@@ -22,7 +22,7 @@ from cvpeft.runtime.image import Letterbox, Size, fit, letterbox, resize
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the package index for a newer version on import
 import albumentations as A
 
-__all__ = ["ALLOWED", "PRESETS", "Augment", "Augmented", "Spec", "build_augment"]
+__all__ = ["ALLOWED", "PRESETS", "Augment", "Augmented", "Spec", "build_augment", "keep"]
 
 Spec = str | Sequence[str | Mapping[str, Mapping[str, Any]]]
 Augmented = tuple[np.ndarray, np.ndarray, np.ndarray, Letterbox]
@@ -86,7 +86,7 @@ class Plain:
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, source_hw: Size, seed: int
     ) -> Augmented:
         canvas, geometry = letterbox(image, self.size, source_hw)
-        boxes, labels = _keep(geometry.forward(boxes), labels, geometry)
+        boxes, labels = keep(geometry.forward(boxes), labels, geometry)
         return canvas, boxes, labels, geometry
 
 
@@ -111,7 +111,7 @@ class Road:
         x1, y1, x2, y2 = crop
         geometry = _place(rng, (y2 - y1, x2 - x1), self.size, scale)
         inner = resize(image[y1:y2, x1:x2], geometry.inner)
-        boxes, labels = _keep(geometry.forward(boxes - (x1, y1, x1, y1)), labels, geometry)
+        boxes, labels = keep(geometry.forward(boxes - (x1, y1, x1, y1)), labels, geometry)
         if rng.random() < 0.5:
             inner = inner[:, ::-1]
             shift = 2 * geometry.left + geometry.inner[1]
@@ -147,7 +147,7 @@ class Listed:
         canvas, geometry = letterbox(done["image"], self.size)
         boxes = np.asarray(done["bboxes"], np.float64).reshape(-1, 4)
         labels = np.asarray(done["labels"], np.int64).reshape(-1)
-        boxes, labels = _keep(geometry.forward(boxes), labels, geometry, 0.0)
+        boxes, labels = keep(geometry.forward(boxes), labels, geometry, 0.0)
         return canvas, boxes, labels, geometry
 
 
@@ -197,10 +197,13 @@ def _rescale(boxes: np.ndarray, source_hw: Size, image: np.ndarray) -> np.ndarra
     return np.asarray(boxes, np.float64).reshape(-1, 4) * (x, y, x, y)
 
 
-def _keep(
+def keep(
     boxes: np.ndarray, labels: np.ndarray, geometry: Letterbox, visible: float = MIN_VISIBLE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clip to the image on the canvas; drop what has lost too much of its area or is too thin to be learnt."""
+    """Clip boxes (N, 4) to the image on the canvas; drop those, with their labels (N,), that are too thin to be learnt.
+
+    visible: the part of its area that a box must keep, or it is dropped too.
+    """
     y, x, (height, width) = geometry.top, geometry.left, geometry.inner
     clipped = np.clip(boxes, (x, y, x, y), (x + width, y + height, x + width, y + height))
     sides = clipped[:, 2:] - clipped[:, :2]

@@ -135,7 +135,14 @@ def _activations(settings: schema.Settings, device: torch.device) -> int:
     data = open_splits(settings.data).train
     augment = build_augment(settings.data.augment, settings.data.size)
     loader = train_loader(
-        data, settings.data.size, augment, batch=settings.train.batch, workers=0, seed=settings.run.seed, epochs=1
+        data,
+        settings.data.size,
+        augment,
+        batch=settings.train.batch,
+        workers=0,
+        seed=settings.run.seed,
+        epochs=1,
+        mosaic=settings.data.mosaic,
     )
     batch = next(iter(loader))[2]
     model = build_detector(settings, data.classes)

@@ -179,6 +179,7 @@ def _batches(t: Trainer) -> Iterable[Batch]:
         seed=t.settings.run.seed,
         epochs=t.settings.train.epochs,
         start=(p.epoch + 1, 0) if done else (p.epoch, p.batch),
+        mosaic=d.mosaic,
     )
     return (batch for _, _, batch in loader)
 
