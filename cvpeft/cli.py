@@ -24,7 +24,7 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cvpeft").setLevel(logging.INFO)
     try:
@@ -35,6 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _told(f"E-MEMORY out of memory ({error}). Fix: lower train.batch or data.size", 4, debug=args.debug)
     except KeyboardInterrupt:
         return _told("stopped", 130, debug=False)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes `key=value` on one side of an option only: those that it leaves over are put to the others."""
+    parser = _parser()
+    args, left = parser.parse_known_args(argv)
+    if strange := [text for text in left if text.startswith("-") or "=" not in text or "overrides" not in args]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if left:
+        args.overrides = [*args.overrides, *left]
+    return args
 
 
 def _told(message: object, code: int, *, debug: bool) -> int:

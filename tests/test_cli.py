@@ -165,3 +165,14 @@ def test_shipped_configs_are_copied_once_and_never_over_the_users(tmp_path: Path
 def test_the_figures_of_a_missing_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(tmp_path)]) == 3
     assert "no config.resolved.yaml" in capsys.readouterr().err
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco(tmp_path)
+    command = ["summary", str(config(tmp_path)), "peft.methods.lora.rank=3", "--no-measure", "backbone.neck_width=24"]
+    assert main(command) == 0
+    assert "neck" in capsys.readouterr().out
+    for left in ("--unknown", "neck_width"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, left])
+        assert f"unrecognized arguments: {left}" in capsys.readouterr().err

@@ -112,6 +112,10 @@ class Method(Section):
 
 class Peft(Section):
     mode: Literal["adapters", "full", "frozen"] = Field("adapters", description="what of the backbone is trained")
+    scope: Literal["backbone", "detector"] = Field(
+        "backbone",
+        description="where methods stand; detector: in neck and head too, of which the base then brings the weights",
+    )
     methods: tuple[Method, ...] = Field((), description="methods to attach, in order; mode adapters only")
 
     @field_validator("methods")
@@ -209,3 +213,11 @@ class Settings(Section):
     train: Train = Train()
     eval: Eval = Eval()
     export: Export = Export()
+
+    @field_validator("peft")
+    @classmethod
+    def _has_a_base(cls, peft: Peft, info: ValidationInfo) -> Peft:
+        weights = info.data["backbone"].weights if "backbone" in info.data else None
+        if peft.scope == "detector" and weights in ("timm", "none"):
+            raise ValueError("scope backbone, as backbone.weights brings no neck and head; street or a detector does")
+        return peft

@@ -96,8 +96,10 @@ def build_detector(settings: schema.Settings, classes: Sequence[str]) -> nn.Modu
         trunk = BackboneWithNeck(body, neck, b.neck_width)
         model = {"faster_rcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[c.head](trunk, c, len(classes))
     model.transform = Normalise(settings.data.size, body.mean, body.std)
-    if isinstance(weights, Path):
-        _load_rest(model, weights, classes)
+    if isinstance(weights, Path) and not _load_rest(model, weights, classes) and settings.peft.scope == "detector":
+        what = f"peft.scope is detector, and this file has no neck and {c.head} head"
+        why = "methods would stand in random tensors"
+        raise ConfigError("SCOPE", what, where=str(weights), why=why, fix="set peft.scope=backbone")
     return model.to(memory_format=_layout(body, settings.train))
 
 
@@ -172,13 +174,13 @@ def _anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ..
     return tuple(sizes)
 
 
-def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> None:
+def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> bool:
     """Neck and head of a detector file: the head where it is of the same kind, class predictors where the class names
-    are the same too.
+    are the same too. Returns whether neck and head were taken.
     """
     source = read_weights(file)
     if not source.rest:
-        return
+        return False
     own = model.state_dict()
     left = () if source.metadata.get("classes") == "\n".join(classes) else PREDICTORS
     same_head = _head(source.rest) == _head(own)
@@ -187,6 +189,7 @@ def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> None:
     _check_shapes(fitting, own, file)
     model.load_state_dict({**own, **fitting})
     log.info("%s: %d of %d tensors of neck and head taken over", file, len(fitting), len(source.rest))
+    return same_head
 
 
 def _head(keys: Iterable[str]) -> set[str]:

@@ -13,12 +13,12 @@ from torch import nn
 from cvpeft import __version__
 from cvpeft.config import schema
 from cvpeft.config.load import load
-from cvpeft.detector.adapt import adapt, part_of
+from cvpeft.detector.adapt import adapt, parts
 from cvpeft.detector.build import build_detector
 from cvpeft.errors import CheckpointError
 from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
-from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
+from cvpeft.peft.state import fingerprint, load_owned, save_owned
 
 __all__ = [
     "LoadedRun", "describe", "load_adapter", "load_run", "read_config", "run_folder", "save_adapter",
@@ -46,8 +46,7 @@ def describe(
     model: nn.Module, settings: schema.Settings, classes: Sequence[str], sites: Sequence[str]
 ) -> dict[str, Any]:
     """The content of adapter_config.json: what must agree before the tensors may be loaded, and what a reader wants."""
-    part = part_of(settings.peft.mode)
-    tensors = {key: part(key) for key in owned(model)}
+    tensors = parts(model, settings.peft.mode)
     return {
         "format": 1,
         "cvpeft": __version__,

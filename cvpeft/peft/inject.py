@@ -288,9 +288,14 @@ def freeze(model: nn.Module) -> None:
     model.train(model.training)
 
 
-def make_dense(root: nn.Module) -> None:
-    """Put a Dense in the place of every leaf below `root` that holds parameters or BatchNorm statistics."""
+def make_dense(root: nn.Module, chosen: Callable[[str, nn.Module], bool] | None = None) -> None:
+    """Put a Dense in the place of every leaf below `root` that holds parameters or BatchNorm statistics.
+
+    chosen: which of them, by canonical path and module; empty: all. A leaf that an Adapter has taken is left to it.
+    """
     leaves = [place for place in walk(root) if not isinstance(place.module, Adapter) and _holds(place.module)]
+    if chosen is not None:
+        leaves = [place for place in leaves if chosen(place.path, place.module)]
     for place in leaves:
         if place.module is root or next(place.module.children(), None):
             found = f"{place.path or type(root).__name__} holds parameters and is not a leaf below the root"

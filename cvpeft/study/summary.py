@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cvpeft.config import schema
 from cvpeft.data.coco import load_coco
-from cvpeft.detector.adapt import adapt, part_of
+from cvpeft.detector.adapt import adapt, parts
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.peft.adapter import tensors, walk
@@ -53,8 +53,9 @@ class Memory:
 class Summary:
     """Everything that `table` prints.
 
-    parts: trained parts in order; frozen: what is left of the backbone. backbone, everything: parameters of the plain
-    backbone, and of the whole detector as it is adapted. sites: role -> how many were taken. classes_from: who says so.
+    parts: trained parts in order; frozen: what is left of the plain detector. backbone, everything: parameters of the
+    plain backbone, and of the whole detector as it is adapted. sites: role -> how many were taken. classes_from: who
+    says so.
     """
 
     settings: schema.Settings
@@ -94,7 +95,7 @@ class Summary:
         ]  # fmt: skip
         return [
             *_aligned([head, *cells]),
-            "The adapter folder holds what is trained; the frozen backbone lies in one base file for all of them.",
+            "The adapter folder holds what is trained; what is frozen lies in one base file for all of them.",
         ]
 
     def _memory(self) -> list[str]:
@@ -129,15 +130,16 @@ def summary(settings: schema.Settings, *, measure: bool = True) -> Summary:
     backbone = sum(count for key, count in plain.items() if key.startswith("backbone.body."))
     sites = adapt(model, settings.peft)
     parts = _parts(model, settings.peft.mode)
+    trained = sum(p.parameters for p in parts)
     inserted = sum(p.parameters for p in parts if p.name.startswith("adapter"))
-    frozen = 0 if settings.peft.mode == "full" else backbone
+    frozen = sum(plain.values()) - (trained - inserted)
     return Summary(
         settings,
         classes,
         classes_from,
         Counter(site.role for site in sites),
         parts,
-        Part("frozen backbone", frozen, 4 * frozen),
+        Part("frozen", frozen, 4 * frozen),
         backbone,
         sum(plain.values()) + inserted,
         _memory(model, settings.train),
@@ -155,10 +157,10 @@ def _classes(data: schema.Data) -> tuple[tuple[str, ...], str]:
 
 def _parts(model: nn.Module, mode: str) -> tuple[Part, ...]:
     """Trained parts; each method is one of its own."""
-    part, method = part_of(mode), _methods(model)
+    part, method = parts(model, mode), _methods(model)
     groups: dict[str, list[Tensor]] = {}
     for key, tensor in owned(model).items():
-        name = part(key)
+        name = part[key]
         groups.setdefault(f"adapter: {method[id(tensor)]}" if name == "adapter" else name, []).append(tensor)
     order = sorted(groups, key=lambda name: ORDER.index(name.split(":")[0]))
     return tuple(

@@ -22,7 +22,7 @@ from cvpeft.config import schema
 from cvpeft.data.loader import Batch, dead_worker, eval_loader, train_loader
 from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
-from cvpeft.detector.adapt import adapt, part_of
+from cvpeft.detector.adapt import adapt, parts
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import describe, save_adapter
@@ -108,7 +108,8 @@ def _hold_frozen(model: nn.Module) -> None:
 def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optimizer:
     t = settings.train
     parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
-    groups = param_groups(parameters, part_of(settings.peft.mode), t.lr.model_dump(), t.weight_decay, undecayed(model))
+    part = parts(model, settings.peft.mode)
+    groups = param_groups(parameters, part.__getitem__, t.lr.model_dump(), t.weight_decay, undecayed(model))
     return torch.optim.AdamW(groups)
 
 
@@ -335,8 +336,8 @@ def _resources(t: Trainer) -> Iterator[None]:
 
 
 def _sizes(t: Trainer) -> str:
-    part = part_of(t.settings.peft.mode)
+    part = parts(t.model, t.settings.peft.mode)
     counts: dict[str, int] = {}
     for key, tensor in owned(t.model).items():
-        counts[part(key)] = counts.get(part(key), 0) + tensor.numel()
+        counts[part[key]] = counts.get(part[key], 0) + tensor.numel()
     return "trained " + ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cvpeft.config import schema
-from cvpeft.detector.adapt import adapt, part_of
+from cvpeft.detector.adapt import adapt, parts
 from cvpeft.detector.build import build_detector
 from cvpeft.peft.state import owned, undecayed
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine
@@ -18,13 +18,13 @@ LR = {"adapter": 2e-3, "backbone": 1e-4, "neck": 3e-3, "head": 4e-3}
 
 def test_each_part_has_its_rate_and_vectors_are_not_decayed() -> None:
     tensors = {
-        "backbone.body.net.a.lora.down": nn.Parameter(torch.zeros(2, 3)),
-        "backbone.body.net.a.norm.dense.weight": nn.Parameter(torch.zeros(3)),
-        "backbone.neck.conv": nn.Parameter(torch.zeros(2, 2, 1, 1)),
-        "backbone.neck.bias": nn.Parameter(torch.zeros(2)),
-        "roi_heads.fc": nn.Parameter(torch.zeros(2, 2)),
+        "adapter.down": nn.Parameter(torch.zeros(2, 3)),
+        "adapter.scale": nn.Parameter(torch.zeros(3)),
+        "neck.conv": nn.Parameter(torch.zeros(2, 2, 1, 1)),
+        "neck.bias": nn.Parameter(torch.zeros(2)),
+        "head.fc": nn.Parameter(torch.zeros(2, 2)),
     }
-    groups = param_groups(tensors, part_of("adapters"), LR, 0.05)
+    groups = param_groups(tensors, lambda key: key.partition(".")[0], LR, 0.05)
     found = {(g["part"], g["weight_decay"]): (g["lr"], g["full_lr"], [p.ndim for p in g["params"]]) for g in groups}
     assert found == {
         ("adapter", 0.05): (2e-3, 2e-3, [2]),
@@ -36,8 +36,8 @@ def test_each_part_has_its_rate_and_vectors_are_not_decayed() -> None:
 
 
 def test_mode_full_gives_the_backbone_its_own_rate() -> None:
-    tensors = {"backbone.body.net.w": nn.Parameter(torch.zeros(2, 2))}
-    (group,) = param_groups(tensors, part_of("full"), LR, 0.0)
+    tensors = {"w": nn.Parameter(torch.zeros(2, 2))}
+    (group,) = param_groups(tensors, {"w": "backbone"}.__getitem__, LR, 0.0)
     assert (group["part"], group["lr"]) == ("backbone", 1e-4)
 
 
@@ -51,7 +51,7 @@ def test_prompts_are_not_decayed(tmp_path) -> None:
     assert left < owned(model).keys()
     assert all(key.endswith(".vpt.prompts") for key in left)
     parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
-    groups = param_groups(parameters, part_of("adapters"), LR, 0.05, left)
+    groups = param_groups(parameters, parts(model, "adapters").__getitem__, LR, 0.05, left)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     names = {key for key, p in parameters.items() if id(p) in decayed}
     assert not names & left

@@ -41,7 +41,7 @@ class Lora(Adapter):
     qkv: at a fused qkv Linear, one pair for all of it (fused), or a pair for each part named; no matter elsewhere.
     """
 
-    targets = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    targets = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "neck", "head")
     accepts = (nn.Linear, nn.Conv2d)
 
     def __init__(
