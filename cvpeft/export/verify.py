@@ -7,6 +7,7 @@ itself does no harm.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
@@ -34,6 +35,8 @@ __all__ = ["Agreement", "Tolerance", "compare", "export_verified", "verify"]
 
 PARTNER_IOU = 0.5  # less overlap is another object
 SAME_PLACE = 1e-3  # pixels
+EXACT_IMAGES = 2  # of those that features are compared on, in float64 too: it takes several times as long
+EXACT = 1e-6  # of the largest feature; room for models that compute a part in float32 whatever they are given
 BATCHES = (1, 2, 3)  # sizes in which the file is fed in turn, so that its free batch axis is proven too
 
 
@@ -156,12 +159,13 @@ def export_verified(
     threshold = enough(reference, tolerance)
     plain = predict_torch(merged, images)
     merging = _agreed("the merged detector", reference, plain, threshold, tolerance)
+    features = _merged_exactly(unmerged, merged, images)
     with replacing(folder / "parity.json", "the proof") as note, replacing(target, "the model") as part:
         export_onnx(merged, part, classes=classes, score_thresholds=score_thresholds, metadata=metadata, opset=opset)
         exported = predict_onnx(part, images)
         parity = {
             "threshold": threshold,
-            "unmerged_merged": {**asdict(merging), **feature_difference(unmerged, merged, images)},
+            "unmerged_merged": {**asdict(merging), **features},
             "merged_onnx": asdict(_agreed("the ONNX model", plain, exported, threshold, tolerance)),
             "unmerged_onnx": asdict(_agreed("the ONNX model", reference, exported, threshold, tolerance)),
             **_evidence(part, tolerance),
@@ -185,16 +189,50 @@ def predict_torch(detector: nn.Module, images: Sequence[Tensor]) -> list[Predict
 
 
 def feature_difference(one: nn.Module, other: nn.Module, images: Sequence[Tensor]) -> dict[str, float]:
-    """Largest difference between the pyramid maps of two detectors over all images, and the largest value in them."""
+    """How far the pyramid maps of two detectors are apart, beside what float32 itself does to them.
+
+    max_feature_difference, max_feature: in float32 over all images, and the largest value there. The first
+    EXACT_IMAGES are computed in float64 too. max_rounding: of `one` in float32 from itself in float64.
+    max_exact_difference: of the two in float64, where an exact merge leaves next to nothing.
+    """
     device = next(one.parameters()).device
+    inputs = [one.transform(image[None].to(device))[0].tensors for image in images]  # type: ignore[operator]
     apart, largest = 0.0, 0.0
-    with torch.no_grad():
-        for image in images:
-            x = one.transform(image[None].to(device))[0].tensors  # type: ignore[operator]
-            left, right = one.backbone(x), other.backbone(x)  # type: ignore[operator]
-            apart = max(apart, *((left[key] - right[key]).abs().max().item() for key in left))
-            largest = max(largest, *(left[key].abs().max().item() for key in left))
-    return {"max_feature_difference": apart, "max_feature": largest}
+    for x in inputs:
+        left, right = _maps(one, x), _maps(other, x)
+        apart, largest = max(apart, _apart(left, right)), max(largest, *(m.abs().max().item() for m in left))
+    exact_one, exact_other = copy.deepcopy(one).double(), copy.deepcopy(other).double()
+    rounding, exact = 0.0, 0.0
+    for x in inputs[:EXACT_IMAGES]:
+        left, right = _maps(exact_one, x.double()), _maps(exact_other, x.double())
+        rounding, exact = max(rounding, _apart(_maps(one, x), left)), max(exact, _apart(left, right))
+    return {
+        "max_feature_difference": apart,
+        "max_feature": largest,
+        "max_rounding": rounding,
+        "max_exact_difference": exact,
+    }
+
+
+@torch.no_grad()
+def _maps(detector: nn.Module, x: Tensor) -> list[Tensor]:
+    maps: Mapping[str, Tensor] = detector.backbone(x)  # type: ignore[operator]
+    return list(maps.values())
+
+
+def _apart(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    return max((a.double() - b.double()).abs().max().item() for a, b in zip(left, right, strict=True))
+
+
+def _merged_exactly(unmerged: nn.Module, merged: nn.Module, images: Sequence[Tensor]) -> dict[str, float]:
+    """`feature_difference`, where it leaves no doubt; boxes alone would not tell a slightly wrong merge."""
+    found = feature_difference(unmerged, merged, images)
+    if found["max_exact_difference"] > EXACT * found["max_feature"]:
+        what = (
+            f"merging moves features by {found['max_exact_difference']:.1e}, of values up to {found['max_feature']:.1f}"
+        )
+        raise ParityError("MERGE", f"{what}, in float64", why="A merge is exact there. No model was written")
+    return found
 
 
 def predict_onnx(path: Path, images: Sequence[Tensor]) -> list[Prediction]:

@@ -87,7 +87,9 @@ def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
         parity, merging = proof["unmerged_onnx"], proof["unmerged_merged"]
         print(
             f"merging moves pyramid features by {merging['max_feature_difference']:.1e} at most, "
-            f"of values up to {merging['max_feature']:.1f}"
+            f"of values up to {merging['max_feature']:.1f}; "
+            f"float32 rounds them by {merging['max_rounding']:.1e}, in float64 merging moves them by "
+            f"{merging['max_exact_difference']:.1e}"
         )
         print(
             f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes in {parity['images']} images, "
