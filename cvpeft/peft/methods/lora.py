@@ -65,8 +65,8 @@ class Lora(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
-        change: Tensor = self.change(self.dropout(x), plain(self.base))
-        return y + (self.scale * change).to(y.dtype)
+        change: Tensor = self.change(self.dropout(x), plain(self.base), self.scale)
+        return y + change.to(y.dtype)
 
     def merged(self) -> nn.Module:
         module = copy.deepcopy(self.base)
@@ -95,8 +95,9 @@ def _pair(base: nn.Linear | nn.Conv2d, a: tuple[int, ...], b: tuple[int, ...]) -
     return A, nn.Parameter(torch.zeros(b, device=base.weight.device))
 
 
-# Each of the four computes its change of the output (forward) and of the weight. A and B follow the input's type, so
-# that they serve under autocast and beside a base that is held in bfloat16.
+# Each of the four computes its change of the output (forward) and of the weight, the latter without the scale. A and B
+# follow the input's type, so that they serve under autocast and beside a base that is held in bfloat16. The scale is
+# multiplied into A: that is a small tensor, and the output's change a large one, in the backward pass too.
 
 
 class _Linear(nn.Module):
@@ -104,8 +105,8 @@ class _Linear(nn.Module):
         super().__init__()
         self.A, self.B = _pair(base, (rank, base.in_features), (base.out_features, rank))
 
-    def forward(self, x: Tensor, _: nn.Linear) -> Tensor:  # (..., I)
-        return F.linear(F.linear(x, self.A.to(x.dtype)), self.B.to(x.dtype))  # (..., O)
+    def forward(self, x: Tensor, _: nn.Linear, scale: float) -> Tensor:  # (..., I)
+        return F.linear(F.linear(x, (scale * self.A).to(x.dtype)), self.B.to(x.dtype))  # (..., O)
 
     def weight(self) -> Tensor:
         return self.B.double() @ self.A.double()
@@ -118,8 +119,8 @@ class _Parts(nn.Module):
         n = len(parts)
         self.A, self.B = _pair(base, (n * rank, base.in_features), (n, base.out_features // 3, rank))
 
-    def forward(self, x: Tensor, _: nn.Linear) -> Tensor:  # (..., I)
-        low = F.linear(x, self.A.to(x.dtype)).chunk(len(self.parts), -1)  # n of (..., R)
+    def forward(self, x: Tensor, _: nn.Linear, scale: float) -> Tensor:  # (..., I)
+        low = F.linear(x, (scale * self.A).to(x.dtype)).chunk(len(self.parts), -1)  # n of (..., R)
         change = {part: F.linear(a, b.to(x.dtype)) for part, a, b in zip(self.parts, low, self.B, strict=True)}
         return _rows(change)  # (..., O)
 
@@ -139,8 +140,8 @@ class _Conv(nn.Module):
         super().__init__()
         self.A, self.B = _pair(base, (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank))
 
-    def forward(self, x: Tensor, base: nn.Conv2d) -> Tensor:  # (B, I, H, W)
-        low = base._conv_forward(x, self.A.to(x.dtype), None)  # (B, R, H', W'), the base's stride and padding
+    def forward(self, x: Tensor, base: nn.Conv2d, scale: float) -> Tensor:  # (B, I, H, W)
+        low = base._conv_forward(x, (scale * self.A).to(x.dtype), None)  # (B, R, H', W'), the base's stride and padding
         return F.conv2d(low, self.B.to(x.dtype)[:, :, None, None])  # (B, O, H', W')
 
     def weight(self) -> Tensor:
@@ -153,8 +154,8 @@ class _Depthwise(nn.Module):
         height, width = base.kernel_size
         self.A, self.B = _pair(base, (rank, height * width), (base.out_channels, rank))
 
-    def forward(self, x: Tensor, base: nn.Conv2d) -> Tensor:  # (B, O, H, W)
-        weight = (self.B @ self.A).view(base.weight.shape)  # (O, 1, k, k)
+    def forward(self, x: Tensor, base: nn.Conv2d, scale: float) -> Tensor:  # (B, O, H, W)
+        weight = (self.B @ (scale * self.A)).view(base.weight.shape)  # (O, 1, k, k)
         return base._conv_forward(x, weight.to(x.dtype), None)  # (B, O, H', W')
 
     def weight(self) -> Tensor:
