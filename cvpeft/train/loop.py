@@ -41,6 +41,7 @@ from cvpeft.train.trainer import Trainer, resume, save
 __all__ = ["Interrupted", "train"]
 
 log = logging.getLogger(__name__)
+TELL_EVERY = 60.0  # seconds between two lines on progress, where no bar is shown
 
 
 class Interrupted(CvpeftError):  # noqa: N818 (it is no error)
@@ -141,7 +142,7 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
     if p.batch == t.batches_per_epoch:  # all steps are done and in the log, the evaluation is not
         return
     t.model.train()
-    started = time.perf_counter()
+    started = told = time.perf_counter()
     while p.batch < t.batches_per_epoch:
         wanted = min(t.settings.train.accumulate, t.batches_per_epoch - p.batch)
         losses = _step(t, [next(batches) for _ in range(wanted)])
@@ -152,6 +153,9 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
         started = time.perf_counter()
         bar.update()
         bar.set_postfix(loss=f"{losses['loss']:.3f}", memory=f"{peak_memory(t.device) / 1024:.1f}G", epoch=p.epoch + 1)
+        if bar.disable and started - told >= TELL_EVERY:
+            told = started
+            log.info(_progress(t, losses["loss"]))
         if every and p.step % every == 0 and p.batch < t.batches_per_epoch:
             save(t)
     means = {name: value / t.steps_per_epoch for name, value in p.sums.items()}
@@ -160,6 +164,13 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
     _record(t, run_log, {"epoch": p.epoch + 1, **means, **rates, **cost})
     if every:
         save(t)
+
+
+def _progress(t: Trainer, loss: float) -> str:
+    """The bar in words, for a log file."""
+    p = t.progress
+    left = p.seconds / p.step * (t.total_steps - p.step) / 60
+    return f"step {p.step} of {t.total_steps}, loss {loss:.3f}, {p.seconds / p.step:.2f} s a step, {left:.0f} min left"
 
 
 def _record(t: Trainer, run_log: RunLog, values: Mapping[str, Any]) -> None:

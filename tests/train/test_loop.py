@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_the_resolved_config_is_there_before_the_first_step(data: Path, monkeypa
     with pytest.raises(StoppedError):
         loop.train(s)
     assert load(data / "runs/tiny/config.resolved.yaml", methods=signatures()) == s
+
+
+def test_where_no_bar_is_shown_the_log_tells_how_far_it_is(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TELL_EVERY", 0.0)
+    run = loop.train(settings(data))
+    told = re.findall(r"step (\d) of 6, loss \d+\.\d{3}, \d+\.\d\d s a step, 0 min left", (run / "log.txt").read_text())
+    assert told == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_the_log_has_each_record_once_and_the_table_the_same(data: Path) -> None:
