@@ -102,8 +102,11 @@ def test_the_resolved_config_is_there_before_the_first_step(data: Path, monkeypa
     assert load(data / "runs/tiny/config.resolved.yaml", methods=signatures()) == s
 
 
-def test_where_no_bar_is_shown_the_log_tells_how_far_it_is(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_bar_is_shown_the_log_tells_how_far_it_is(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(loop, "TELL_EVERY", 0.0)
+    caplog.set_level("INFO", "cvpeft")
     run = loop.train(settings(data))
     told = re.findall(r"step (\d) of 6, loss \d+\.\d{3}, \d+\.\d\d s a step, 0 min left", (run / "log.txt").read_text())
     assert told == ["1", "2", "3", "4", "5", "6"]
