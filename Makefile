@@ -2,7 +2,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := OMP_NUM_THREADS=$(shell nproc) $(BIN)/python
 
 .PHONY: venv demo demo-quick test lint proof wheel clean
 

@@ -148,18 +148,21 @@ def _predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("images", nargs="+", help="files, folders or patterns")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--score", type=float, help="score from which a box counts, for all classes")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="key=value", help="settings of a run folder"
+    )
 
 
 def run_predict(args: argparse.Namespace) -> int:
     from cvpeft.study.job import predict_job
 
-    return predict_job(args.source, args.images, args.out, args.score)
+    return predict_job(args.source, args.images, args.out, args.score, args.overrides)
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
     about = "Write a trained run as ONNX, proven equal to it, or as merged weights."
     parser = _add(commands, "export", run_export, about, "cvpeft export runs/manhole_lora")
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="a run folder, or the config that it was trained from")
     parser.add_argument(
         "--format", choices=("onnx", "weights"), default="onnx", help="weights: one safetensors, plain keys"
     )

@@ -32,7 +32,9 @@ def test_every_module_says_what_it_is_and_what_is_public(name: str) -> None:
 
 
 def test_the_methods_are_the_files_of_their_folder() -> None:
-    assert sorted(methods()) == ["adapter", "lora", "vpt"]
+    files = {file.stem for file in (ROOT / "cvpeft/peft/methods").glob("*.py")} - {"__init__"}
+    assert methods().keys() == files
+    assert files >= {"adapter", "lora", "vpt"}
 
 
 def test_nothing_is_ever_unpickled_or_run_from_a_string() -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import cvpeft
+from cvpeft.errors import ConfigError
 
 __all__ = ["find_config", "shipped_configs"]
 
@@ -28,8 +29,12 @@ def find_config(path: Path) -> tuple[Path, str]:
     shipped = shipped_configs()
     if path.exists() or path.name not in shipped:
         return path, ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = [file for name, file in shipped.items() if not (path.parent / name).exists()]
-    for file in new:
-        shutil.copyfile(file, path.parent / file.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = [file for name, file in shipped.items() if not (path.parent / name).exists()]
+        for file in new:
+            shutil.copyfile(file, path.parent / file.name)
+    except OSError as error:
+        what = f"the shipped configs cannot be copied here ({error.strerror})"
+        raise ConfigError("CONFIG", what, where=str(path.parent), fix="work in a folder that can be written") from error
     return path, f"{len(new)} shipped configs were copied to {path.parent}, yours to edit"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cvpeft.config import schema
 from cvpeft.data.coco import CocoData, load_coco
-from cvpeft.data.render import render_dataset
+from cvpeft.data.render import is_rendered, render_dataset
 from cvpeft.errors import ConfigError
 
 __all__ = ["Splits", "open_split", "open_splits", "render_missing"]
@@ -40,18 +40,26 @@ def open_split(data: schema.Data, split: str, classes: Sequence[str]) -> CocoDat
     """One split of a config by name; ConfigError where the config names no file for it."""
     files: tuple[Path, ...] = getattr(data, split)
     if not files:
-        raise ConfigError("SPLIT", f"data.{split} names no json file", fix=f"set data.{split}, or give --data FILE")
+        raise ConfigError("SPLIT", f"data.{split} names no json file", fix=_other_split(data, split))
     render_missing(data)
     return load_coco(files, classes=classes)
 
 
+def _other_split(data: schema.Data, split: str) -> str:
+    named = [f"--split {name}" for name in ("val", "train") if getattr(data, name)]
+    return f"set data.{split}, or give {' or '.join([*named[:1], '--data FILE'])}"
+
+
 def render_missing(data: schema.Data) -> None:
-    """Render the json files that do not exist yet, where data.render is set; existing ones are left alone."""
+    """Render the json files that do not exist yet, where data.render is set.
+
+    DataError: one was rendered with other settings. Files that the renderer did not write are left alone.
+    """
     r = data.render
     if r is None:
         return
     parts = ((data.train, r.train), (data.val, r.val), (data.test, r.test))
     for offset, (files, images) in enumerate(parts):  # each split has scenes of its own
         for file in files:
-            if not file.exists():
+            if not file.exists() or is_rendered(file):
                 render_dataset(file.parent, r.city, images, 3 * r.seed + offset, r.size, file.stem)

@@ -6,6 +6,8 @@ import logging
 
 import torch
 
+from cvpeft.errors import ConfigError
+
 __all__ = ["has_fast_bf16", "pick_device", "pick_precision"]
 
 log = logging.getLogger(__name__)
@@ -13,7 +15,9 @@ BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, ARM; any o
 
 
 def pick_device(wish: str) -> torch.device:
-    """auto: the GPU where there is one."""
+    """auto: the GPU where there is one. ConfigError: one is asked for and there is none."""
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("DEVICE", "train.device is cuda, and torch finds no GPU", fix="set train.device=auto")
     return torch.device(wish if wish != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 

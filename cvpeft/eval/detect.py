@@ -30,6 +30,7 @@ from cvpeft.runtime.onnx_detector import Detections, Detector
 __all__ = ["DetectionRun", "Photo", "RunDetector", "detect_images", "find_photos", "open_detector"]
 
 RESULTS = "predictions.json"
+COCO_RESULTS = "coco_results.json"  # the list that pycocotools' loadRes reads
 PROGRAM = "cvpeft predict"  # the mark by which a later run knows its own files
 FIX = "free disk space, or choose another folder for --out"
 # What cameras and phones write. The decoder reads some of it and says of the rest what it is; nothing is passed over.
@@ -70,12 +71,13 @@ def detect_images(
     score: float | None = None,
     overrides: Sequence[str] = (),
 ) -> DetectionRun:
-    """Detect in photographs and write out/NAME.jpg, boxes drawn, and out/predictions.json.
+    """Detect in photographs and write out/NAME.jpg, boxes drawn, out/predictions.json and out/coco_results.json.
 
     source: a run folder (torch) or an .onnx file (ONNX Runtime). images: see `find_photos`.
     score: lowest score that counts, for all classes; None: each class's own, of the run or the file.
-    overrides: `key=value` for the config of a run. The json is a COCO file whose annotations have a "score"; it lists
-    what could not be read under "failed". Files of an earlier call are replaced.
+    overrides: `key=value` for the config of a run. The first json is a COCO file whose annotations have a "score"; it
+    lists what could not be read under "failed". The second is the list of results alone, with the same image ids. Files
+    of an earlier call are replaced.
     DataError: nothing to read. ConfigError: a file in `out` that is not of an earlier call would be overwritten.
     """
     if score is not None and not 0 <= score <= 1:
@@ -95,6 +97,7 @@ def detect_images(
         else:
             _add(content, photo, found, size)
     write_whole(out / RESULTS, json.dumps(content, indent=1, ensure_ascii=False), fix=FIX)
+    write_whole(out / COCO_RESULTS, json.dumps(_results(content["annotations"]), indent=1), fix=FIX)
     return DetectionRun(out, len(content["images"]), len(content["annotations"]), tuple(failed))
 
 
@@ -171,8 +174,8 @@ def _check_free(out: Path, photos: Sequence[Photo]) -> None:
     sources = {photo.path for photo in photos}
     targets = [out / photo.picture for photo in photos]
     foreign = [file for file in targets if file.exists() and (file.resolve() in sources or not _is_drawn(file))]
-    if (out / RESULTS).exists() and not _is_result(out / RESULTS):
-        foreign.append(out / RESULTS)
+    if not _is_result(out / RESULTS):
+        foreign += [file for file in (out / RESULTS, out / COCO_RESULTS) if file.exists()]
     if foreign:
         names = ", ".join(map(str, foreign[:5])) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise ConfigError("OUT", f"{names} would be overwritten", where=str(out), fix="choose another folder for --out")
@@ -273,3 +276,7 @@ def _add(content: dict[str, Any], photo: Photo, found: Detections, size: tuple[i
             "id": len(content["annotations"]) + 1, "image_id": number, "category_id": int(label),
             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0, "score": float(score),
         })  # fmt: skip
+
+
+def _results(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in ("image_id", "category_id", "bbox", "score")} for row in annotations]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,25 @@ __all__ = ["evaluate", "evaluate_run", "read_thresholds"]
 def evaluate_run(run: Path, *, split: str = "test", files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Path:
     """Score a run folder and return the folder with metrics.json, per_class.csv, predictions.json and the plots.
 
-    split: which data of the run's config. files: COCO json files to score instead; the figures lie under their name.
+    split: which data of the run's config. files: COCO json files to score instead; the figures then lie under the
+    files' names and a short digest of their paths, apart from those of the splits.
     """
     loaded = load_run(run, overrides)
     settings, classes = loaded.settings, loaded.classes
     data = load_coco(files, classes=classes) if files else open_split(settings.data, split, classes)
     device = pick_device(settings.train.device)
     result, found = evaluate(loaded.model.to(device), data, settings, thresholds=read_thresholds(run))
-    name = "+".join(file.stem for file in files) if files else split
-    folder = run / "eval" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = run / "eval" / (_name(files) if files else split)
+    result["files"] = [str(file) for file in files or getattr(settings.data, split)]
     write_report(folder, result, found)
     return folder
+
+
+def _name(files: Sequence[Path]) -> str:
+    """Of the figures on other files: no split's name, and another one for files of the same name elsewhere."""
+    paths = [file.absolute() for file in files]
+    digest = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:6]
+    return "+".join(f"{path.parent.name}_{path.stem}" for path in paths)[:80] + f"-{digest}"
 
 
 def evaluate(

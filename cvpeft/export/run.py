@@ -69,13 +69,13 @@ def _images(loaded: LoadedRun, count: int) -> list[Tensor]:
     return [batch.images[0] for batch in eval_loader(subset, data.size, batch=1, workers=0)]
 
 
-def export_weights_run(run: Path) -> Path:
+def export_weights_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     """Write run/export/merged.safetensors: the whole detector in plain keys, without a trace of the methods.
 
     It loads without cvpeft (timm's and torchvision's names) and serves as `backbone.weights` of another config.
     AdapterError where a method cannot be merged.
     """
-    loaded = load_run(run)
+    loaded = load_run(run, overrides)
     target = run / "export" / "merged.safetensors"
     plain: nn.Module = merge(loaded.model)
     metadata = {

@@ -10,7 +10,6 @@ from typing import TypeVar
 from cvpeft.detector.saved import run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.study.job import export_job, predict_job, read_settings, train_job
-from cvpeft.train.folder import is_finished
 
 __all__ = ["demo"]
 
@@ -32,14 +31,16 @@ def demo(*, quick: bool = False) -> Path:
     """Run configs/manhole_lora.yaml from data to ONNX and print where everything is; returns the run folder.
 
     quick: a few images and two epochs, which shows that the parts fit and nothing more.
+    One that was broken off goes on where it stopped. ConfigError: it has run to its end here.
     """
     started = time.perf_counter()
     overrides = QUICK if quick else ()
     settings = read_settings(CONFIG, overrides)
     run = run_folder(settings)
-    if is_finished(run):
+    if (run / "pictures").exists():
         raise ConfigError("RUN", "the demo has run here", where=str(run), fix=f"look at it, or move {run.parent} away")
-    _timed("data, training, evaluation", lambda: train_job(CONFIG, overrides))
+    if not (run / "eval" / "test" / "metrics.json").exists():
+        _timed("data, training, evaluation", lambda: train_job(CONFIG, overrides))
     model = _timed("export and proof", lambda: export_job(run, "onnx", ()))
     test = settings.data.test[0].parent / "images"
     shown = [str(p) for p in sorted(test.glob("*_test_*.jpg"))[:8]]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cvpeft.config import schema
-from cvpeft.config.load import load
+from cvpeft.config.load import dump, load
 from cvpeft.config.shipped import find_config
-from cvpeft.detector.saved import run_folder
+from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.eval.detect import detect_images
 from cvpeft.eval.evaluate import evaluate_run
@@ -41,13 +41,22 @@ def train_job(config: Path, overrides: Sequence[str] = ()) -> Path:
     settings = read_settings(config, overrides)
     for need in settings.run.needs:
         _make(need)
-    folder = train(settings)
+    folder = run_folder(settings)
+    if not _lacks_only_the_test(settings):
+        train(settings)
     if settings.data.test:
         _tell(evaluate_run(folder, split="test"))
     elif settings.data.val:
         _tell(folder / "eval" / "val")
     print(f"adapter: {folder / 'adapter'}\nnext:    cvpeft export {_short(folder)}")
     return folder
+
+
+def _lacks_only_the_test(settings: schema.Settings) -> bool:
+    """Whether this very run is trained and was stopped before its test data were scored."""
+    folder = run_folder(settings)
+    unscored = bool(settings.data.test) and not (folder / "eval" / "test" / "metrics.json").exists()
+    return unscored and is_finished(folder) and (folder / RESOLVED).read_text(encoding="utf-8") == dump(settings)
 
 
 def _make(config: Path) -> None:
@@ -63,15 +72,16 @@ def _make(config: Path) -> None:
 
 def eval_job(source: Path, split: str, files: Sequence[Path], overrides: Sequence[str]) -> Path:
     """Score a run, named by its folder or by its config; returns the folder with the figures."""
-    folder = evaluate_run(_run_of(source), split=split, files=files, overrides=overrides)
+    folder = evaluate_run(_run_of(source, overrides), split=split, files=files, overrides=overrides)
     _tell(folder)
     return folder
 
 
-def _run_of(source: Path) -> Path:
+def _run_of(source: Path, overrides: Sequence[str]) -> Path:
+    """The run that a command names by its folder, or by its config and the overrides that it was trained with."""
     if source.is_dir():
         return source
-    folder = run_folder(read_settings(source))
+    folder = run_folder(read_settings(source, overrides))
     if not is_finished(folder):
         raise ConfigError("RUN", f"no finished run at {folder}", where=str(source), fix=f"cvpeft train {source}")
     return folder
@@ -80,32 +90,35 @@ def _run_of(source: Path) -> Path:
 def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
     """Export a run and say what was proven; returns the file."""
     if form == "weights":
-        file = export_weights_run(run)
+        file = export_weights_run(_run_of(run, overrides), overrides=overrides)
     else:
-        file = export_onnx_run(_run_of(run), overrides=overrides)
+        file = export_onnx_run(_run_of(run, overrides), overrides=overrides)
         proof = json.loads((file.parent / "parity.json").read_text())
         parity, merging = proof["unmerged_onnx"], proof["unmerged_merged"]
         print(
             f"merging moves pyramid features by {merging['max_feature_difference']:.1e} at most, "
             f"of values up to {merging['max_feature']:.1f}; "
-            f"float32 rounds them by {merging['max_rounding']:.1e}, in float64 merging moves them by "
-            f"{merging['max_exact_difference']:.1e}"
+            f"float32 alone rounds them by {merging['max_rounding']:.1e}, in float64 merging moves them by "
+            f"{merging['max_double_difference']:.1e}"
         )
         print(
-            f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes in {parity['images']} images, "
+            f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes of score >= {proof['threshold']:.2f} "
+            f"in {parity['images']} images, "
             f"IoU >= {parity['min_iou']:.6f}, scores within {parity['max_score_difference']:.1e}"
         )
     print(f"written: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     return file
 
 
-def predict_job(source: Path, images: Sequence[str], out: Path, score: float | None) -> int:
+def predict_job(
+    source: Path, images: Sequence[str], out: Path, score: float | None, overrides: Sequence[str] = ()
+) -> int:
     """Detect on photos; 2 where some of them could not be read, after all the others were done."""
-    done = detect_images(source, images, out, score=score)
+    done = detect_images(source, images, out, score=score, overrides=overrides)
     for sentence in done.failed:
         print(sentence, file=sys.stderr)
     print(f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable: {out}")
-    return 2 if done.failed else 0
+    return done.exit_code
 
 
 def summary_job(config: Path, overrides: Sequence[str], *, measure: bool) -> None:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cvpeft.backbone.weights import DETECTOR_FORMAT
 from cvpeft.config import schema
 from cvpeft.config.load import dump, load
 from cvpeft.data.loader import Batch, train_loader
@@ -29,6 +30,7 @@ from cvpeft.detector.adapt import adapt
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.errors import ResourceError
+from cvpeft.export.run import write_weights
 from cvpeft.peft.inject import signatures
 from cvpeft.train.log import peak_memory
 from cvpeft.train.loop import train
@@ -81,10 +83,20 @@ def _prepared(settings: schema.Settings, classes: Sequence[str], folder: Path) -
         update={
             "run": run,
             "data": settings.data.model_copy(update={**data, "classes": tuple(classes)}),
-            "backbone": settings.backbone.model_copy(update={"weights": "none"}),
+            "backbone": settings.backbone.model_copy(update={"weights": _weights(settings, classes, folder)}),
             "train": settings.train.model_copy(update=steps),
         }
     )
+
+
+def _weights(settings: schema.Settings, classes: Sequence[str], folder: Path) -> Path | Literal["none"]:
+    """none; where methods stand in neck and head a random detector, as training wants a base there."""
+    if settings.peft.scope == "backbone":
+        return "none"
+    bare = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": "none"})})
+    file = folder / "base.safetensors"
+    write_weights(file, build_detector(bare, classes).state_dict(), {"format": DETECTOR_FORMAT})
+    return file
 
 
 def _random_data(folder: Path, size: tuple[int, int], classes: Sequence[str], count: int) -> Path:

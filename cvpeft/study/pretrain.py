@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +26,6 @@ from cvpeft.study.job import read_settings, train_job
 from cvpeft.train.folder import data_digest, is_finished
 
 __all__ = ["pretrain"]
-
-log = logging.getLogger(__name__)
 
 
 def pretrain(config: Path, out: Path, *, crop_epochs: int = 8, overrides: Sequence[str] = ()) -> Path:

@@ -29,7 +29,11 @@ def model_card(meta: Mapping[str, Any], settings: schema.Settings) -> str:
     if val := meta.get("val"):
         lines += [
             f"On {', '.join(f.name for f in settings.data.val)} (which chose the epoch, {val['epoch']}): "
-            f"AP {val['AP']:.3f}, AP50 {val['AP50']:.3f}.",
+            f"AP {_figure(val['AP'])}, AP50 {_figure(val['AP50'])}.",
             "",
         ]
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "none, as there is no box to find" if value is None else f"{value:.3f}"

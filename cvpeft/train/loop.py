@@ -80,6 +80,8 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     for data in (splits.train, splits.val, splits.test):
         for note in data.notes if data else ():
             log.warning(note)
+    if splits.val and not any((~image.crowd).any() for image in splits.val.images):
+        log.warning("data.val has no box to find: it cannot choose the epoch, and the last one is taken")
     model = build_detector(settings, splits.train.classes)
     sites = adapt(model, settings.peft, seed=settings.run.seed)
     meta = describe(model, settings, splits.train.classes, [s.path for s in sites])
@@ -142,7 +144,7 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
     if p.batch == t.batches_per_epoch:  # all steps are done and in the log, the evaluation is not
         return
     t.model.train()
-    started = told = time.perf_counter()
+    started = time.perf_counter()
     while p.batch < t.batches_per_epoch:
         wanted = min(t.settings.train.accumulate, t.batches_per_epoch - p.batch)
         losses = _step(t, [next(batches) for _ in range(wanted)])
@@ -153,8 +155,8 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
         started = time.perf_counter()
         bar.update()
         bar.set_postfix(loss=f"{losses['loss']:.3f}", memory=f"{peak_memory(t.device) / 1024:.1f}G", epoch=p.epoch + 1)
-        if bar.disable and started - told >= TELL_EVERY:
-            told = started
+        if bar.disable and started - t.told >= TELL_EVERY:
+            t.told = started
             log.info(_progress(t, losses["loss"]))
         if every and p.step % every == 0 and p.batch < t.batches_per_epoch:
             save(t)
@@ -264,10 +266,10 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
         stats = result["coco"]
         value = stats["AP"] or 0.0
         p.stale = 0 if value > p.best else p.stale + 1
-        if value > p.best:
+        if value > p.best or p.best == 0:  # while nothing is found, what was trained longer is better
             p.best = value
             thresholds = {name: row["threshold"] for name, row in result["per_class"].items()}
-            meta = {**t.meta, "val": {**stats, "epoch": p.epoch + 1}, "thresholds": thresholds}
+            meta = {**t.meta, "val": {**stats, "epoch": p.epoch + 1, "precision": precision}, "thresholds": thresholds}
             save_adapter(t.folder / "best", t.model, meta, model_card(meta, s))
             _write_figures(t.folder / "eval" / "val", result, found)
     _record(t, run_log, {"epoch": p.epoch + 1, **{f"val_{k}": stats[k] for k in ("AP", "AP50", "AP75", "AR100")}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class Trainer:
     ema: EMA
     progress: Progress = field(default_factory=Progress)
     signum: int = 0
+    told: float = field(default_factory=time.perf_counter)  # when the log last told of progress
 
     @property
     def batches_per_epoch(self) -> int:

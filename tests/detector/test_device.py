@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cvpeft.detector.device import has_fast_bf16, pick_device, pick_precision
+from cvpeft.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -18,6 +19,9 @@ def cpu_with(monkeypatch: pytest.MonkeyPatch, *features: str) -> None:
 
 def test_the_gpu_is_taken_where_there_is_one() -> None:
     assert pick_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"finds no GPU.*train.device=auto"):
+            pick_device("cuda")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -19,10 +19,10 @@ def loaded(width):
 
 
 def test_a_disk_that_is_full_keeps_the_old_weights_and_is_one_sentence(small_disk, monkeypatch):
-    monkeypatch.setattr(run, "load_run", lambda _: loaded(3))
+    monkeypatch.setattr(run, "load_run", lambda *_: loaded(3))
     file = run.export_weights_run(small_disk)
     before = load_file(file)
-    monkeypatch.setattr(run, "load_run", lambda _: loaded(1000))
+    monkeypatch.setattr(run, "load_run", lambda *_: loaded(1000))
     with pytest.raises(ResourceError, match=r"E-DISK .*merged\.safetensors - the weights cannot be written"):
         run.export_weights_run(small_disk)
     assert [p.name for p in file.parent.iterdir()] == ["merged.safetensors"]

@@ -102,6 +102,15 @@ def test_the_resolved_config_is_there_before_the_first_step(data: Path, monkeypa
     assert load(data / "runs/tiny/config.resolved.yaml", methods=signatures()) == s
 
 
+def test_val_without_a_box_warns_and_the_last_epoch_is_taken(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ellipses(data, 3, name="val", negatives=3)
+    run = loop.train(settings(data))
+    assert "data.val has no box to find" in caplog.text
+    meta = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert (meta["val"]["AP"], meta["val"]["epoch"]) == (None, 2)
+    assert "AP none, as there is no box to find" in (run / "adapter/README.md").read_text()
+
+
 def test_where_no_bar_is_shown_the_log_tells_how_far_it_is(
     data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,7 +23,7 @@ from cvpeft.data.render.cities import CITIES, CLASSES
 from cvpeft.data.render.scene import render_scene
 from cvpeft.errors import DataError, ResourceError
 
-__all__ = ["RENDERER_VERSION", "render_dataset"]
+__all__ = ["RENDERER_VERSION", "is_rendered", "render_dataset"]
 
 RENDERER_VERSION = "1.2"  # part of every seed: another picture from the same arguments needs another version
 LEAST_SIZE = 64  # px
@@ -103,15 +103,24 @@ def _finished(job: _Job) -> bool:
     """Whether the same set has been written before; DataError when the json is of something else."""
     if not job.json.exists():
         return False
-    try:
-        found = json.loads(job.json.read_text(encoding="utf-8"))["info"]["spec"]
-    except (ValueError, KeyError, TypeError):
-        found = None
+    found = _spec_of(job.json)
     if found == job.spec():
         return True
     differs = "it was not rendered by this program" if not isinstance(found, dict) else _difference(found, job.spec())
     raise DataError("EXISTS", f"the file is there and {differs}", where=str(job.json), why="it would be overwritten",
                     fix="choose another folder or name, or move the file away")  # fmt: skip
+
+
+def is_rendered(file: Path) -> bool:
+    """Whether a COCO json says of itself that `render_dataset` wrote it."""
+    return isinstance(_spec_of(file), dict)
+
+
+def _spec_of(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["info"]["spec"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:

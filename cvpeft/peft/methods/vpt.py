@@ -61,7 +61,10 @@ class Vpt(Adapter):
     @classmethod
     def build(cls, places: Sequence[tuple[nn.Module, Site]], **settings: Any) -> list[Adapter]:
         end = len(places) - 1
-        return [cls(base, site, i == 0, i == end, **settings) for i, (base, site) in enumerate(places)]
+        built: list[Adapter] = [cls(base, site, i == 0, i == end, **settings) for i, (base, site) in enumerate(places)]
+        if settings.get("depth") == "shallow":
+            _check_run([site for _, site in places])
+        return built
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (B, N, D), or (B, N + P, D) after the first
         if self.first:
@@ -71,6 +74,14 @@ class Vpt(Adapter):
             kwargs["rope"] = _extended(kwargs["rope"], self.tokens)
         y: Tensor = self.base(x, *args, **kwargs)
         return y[:, : -self.tokens] if self.last else y
+
+
+def _check_run(sites: Sequence[Site]) -> None:
+    """Shallow prompts pass through every block between the first and the last: one left out would meet them unaware."""
+    numbers = [int(site.path.rpartition(".")[2]) for site in sites]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        found = f"shallow prompts at blocks {', '.join(map(str, numbers))}"
+        raise AdapterError("VPT", found, why="they would pass through the blocks between", fix="name blocks in a row")
 
 
 def _extended(rope: Tensor, rows: int) -> Tensor:  # (..., N, 2 d): sines, then cosines

@@ -113,3 +113,9 @@ def test_tables_of_relative_positions_are_refused() -> None:
     net = timm.create_model("beit_base_patch16_224", depth=1, embed_dim=32, num_heads=2, img_size=64, num_classes=0)
     with pytest.raises(AdapterError, match="table of relative positions"):
         inject(net, sites(net), [MethodSpec("vpt")])
+
+
+def test_shallow_prompts_with_a_block_left_out_are_refused() -> None:
+    net = model("registers, rotary halves")
+    with pytest.raises(AdapterError, match=r"shallow prompts at blocks 0, 2.*the blocks between.*in a row"):
+        inject(net, sites(net), [MethodSpec("vpt", ("blocks.0", "blocks.2"), {"depth": "shallow"})])

@@ -1,0 +1,177 @@
+"""The commands from end to end on a run of seconds: what they find, what they leave alone, what they take up again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pycocotools.coco import COCO
+
+from cvpeft.detector.saved import run_folder
+from cvpeft.errors import ConfigError
+from cvpeft.eval import plots
+from cvpeft.export.run import export_onnx_run
+from cvpeft.study import job
+from tests.helpers import ellipses
+
+CONFIG = """
+data: {{root: "{root}", train: train.json, val: val.json, test: test.json, size: [64, 96], augment: flip, workers: 0}}
+backbone: {{name: {body}, weights: none, neck_width: 16}}
+peft: {{methods: [{method}]}}
+detector: {{head: {head}, head_width: 32, proposals: 60, anchor_sizes: {anchors}}}
+train: {{epochs: {epochs}, batch: 2, device: cpu, precision: fp32, lr: {{adapter: 5e-3, neck: 3e-3, head: 3e-3}}}}
+eval: {{latency_images: 0}}
+export: {{verify_images: 4}}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_plots() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("precision_recall", "confusion"):
+            patch.setattr(plots, name, lambda _: b"")
+        yield
+
+
+def config(folder: Path, *, epochs: int = 2, head: str = "faster_rcnn", **parts: str) -> Path:
+    for name, count in (("train", 8), ("val", 4), ("test", 4)):
+        ellipses(folder, count, name=name)
+    anchors = "[8, 16, 32, 64]" if head == "faster_rcnn" else "[16, 32, 64]" if head == "retinanet" else "[]"
+    values = {"body": "convnext_atto", "method": "lora: {rank: 2}"} | parts
+    file = folder / "tiny.yaml"
+    file.write_text(CONFIG.format(root=folder, epochs=epochs, head=head, anchors=anchors, **values))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a run that has been trained, scored and exported, beside its data and `runs`."""
+    folder = tmp_path_factory.mktemp("job")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        job.train_job(config(folder, epochs=10))
+        job.export_job(folder / "tiny.yaml", "onnx", ())
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of `trained`, entered."""
+    monkeypatch.chdir(trained.parent)
+    return trained.parent
+
+
+def test_the_export_of_a_trained_run_is_proven_against_its_real_merge(there: Path) -> None:
+    proof = json.loads((there / "runs/tiny/export/parity.json").read_text())
+    assert proof["unmerged_onnx"]["boxes"] > 0
+    assert proof["unmerged_onnx"]["missing"] == proof["unmerged_onnx"]["extra"] == 0
+    merging = proof["unmerged_merged"]
+    assert 0 < merging["max_feature_difference"] <= 1e-5
+    assert 0 < merging["max_double_difference"] <= 1e-6 * merging["max_feature"]
+
+
+def test_a_config_and_its_overrides_name_the_run(there: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no finished run at .*runs/other"):
+        job.eval_job(there / "tiny.yaml", "test", (), ["run.name=other"])
+    with pytest.raises(ConfigError, match=r"no finished run at .*runs/other"):
+        job.export_job(there / "tiny.yaml", "weights", ["run.name=other"])
+
+
+def test_figures_on_other_files_leave_those_of_the_splits_alone(there: Path) -> None:
+    before = (there / "runs/tiny/eval/test/metrics.json").read_bytes()
+    folders = []
+    for city in ("lyon", "berlin"):
+        ellipses(there / city, 3, name="test")
+        folders.append(job.eval_job(there / "tiny.yaml", "test", [Path(city) / "test.json"], ()))
+    assert folders[0] != folders[1]
+    assert folders[0].name.startswith("lyon_test-")
+    assert json.loads((folders[1] / "metrics.json").read_text())["files"] == ["berlin/test.json"]
+    assert (there / "runs/tiny/eval/test/metrics.json").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_before_its_test_is_only_scored(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = there / "runs/tiny/eval/test/metrics.json"
+    before = figures.read_bytes()
+    with pytest.raises(ConfigError, match="this run is finished"):
+        job.train_job(there / "tiny.yaml")
+    figures.unlink()
+    monkeypatch.setattr(job, "train", lambda _: pytest.fail("it was trained again"))
+    job.train_job(there / "tiny.yaml")
+    assert json.loads(figures.read_bytes())["coco"] == json.loads(before)["coco"]
+
+
+def test_a_base_that_was_moved_can_be_named_for_every_command(there: Path, tmp_path: Path) -> None:
+    job.export_job(there / "runs/tiny", "weights", ())
+    base = there / "runs/tiny/export/merged.safetensors"
+    text = (there / "tiny.yaml").read_text()
+    (there / "second.yaml").write_text(
+        text.replace("weights: none", f"weights: {base}").replace("epochs: 10", "epochs: 1")
+    )
+    job.train_job(there / "second.yaml")
+    moved = base.rename(tmp_path / "base.safetensors")
+    try:
+        new = [f"backbone.weights={moved}"]
+        assert job.export_job(there / "runs/second", "weights", new).is_file()
+        assert (
+            job.predict_job(there / "runs/second", [str(there / "images/test_1.png")], tmp_path / "out", 0.0, new) == 0
+        )
+        job.eval_job(there / "runs/second", "val", (), new)
+    finally:
+        moved.rename(base)
+
+
+@pytest.mark.parametrize("source", ["runs/tiny", "runs/tiny/export/model.onnx"])
+def test_what_predict_finds_loads_as_coco_results(there: Path, tmp_path: Path, source: str) -> None:
+    out = tmp_path / "out"
+    photos = [str(there / f"images/test_{n}.png") for n in (1, 2)]
+    assert job.predict_job(Path(source), photos, out, 0.0) == 0
+    found = json.loads((out / "coco_results.json").read_text())
+    assert found
+    loaded = COCO(str(out / "predictions.json")).loadRes(str(out / "coco_results.json"))
+    assert len(loaded.getAnnIds()) == len(found)
+    assert loaded.getImgIds() == [1, 2]
+    assert job.predict_job(Path(source), photos, out, 0.0) == 0  # its own files are replaced
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("head", "body", "method", "more"),
+    [
+        ("faster_rcnn", "vit_tiny_patch16_224, window: 2", "lora: {rank: 2}", ()),
+        ("faster_rcnn", "vit_small_patch16_dinov3", "vpt: {tokens: 2}", ()),
+        ("faster_rcnn", "swin_tiny_patch4_window7_224", "adapter: {width: 8}", ()),
+        ("retinanet", "convnext_atto", "lora: {targets: [conv_dw, mlp.fc1]}", ()),
+        ("fcos", "vit_tiny_patch16_224", "adapter: {place: parallel}", ()),
+    ],
+)
+def test_runs_of_every_kind_are_exported_and_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, body: str, method: str, more: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = job.train_job(config(tmp_path, epochs=10, head=head, body=body, method=method))
+    proof = json.loads(export_onnx_run(run, overrides=more).with_name("parity.json").read_text())
+    assert proof["agree"]
+    assert proof["unmerged_onnx"]["images"] == 4
+    assert proof["unmerged_onnx"]["boxes"] > 0
+
+
+def test_scope_detector_from_a_base_is_trained_saved_loaded_and_exported(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = job.export_job(there / "runs/tiny", "weights", ())
+    text = (there / "tiny.yaml").read_text().replace("weights: none", f"weights: {base}")
+    (there / "whole.yaml").write_text(
+        text.replace("peft: {", "peft: {scope: detector, ").replace("epochs: 10", "epochs: 2")
+    )
+    run = job.train_job(there / "whole.yaml")
+    assert run == run_folder(job.read_settings(there / "whole.yaml"))
+    files = [there / "runs" / name / "adapter/adapter_model.safetensors" for name in ("whole", "tiny")]
+    assert (
+        files[0].stat().st_size < 0.6 * files[1].stat().st_size
+    )  # nearly all of the tiny neck and head is in the other
+    proof = json.loads(job.export_job(run, "onnx", ()).with_name("parity.json").read_text())
+    assert proof["agree"]
+    job.summary_job(there / "whole.yaml", (), measure=True)
+    assert "measured peak of real training steps" in capsys.readouterr().out
