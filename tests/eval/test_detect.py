@@ -208,7 +208,12 @@ def test_what_cannot_be_read_is_told_and_the_others_are_done(onnx_file: Path, tm
     content = read(tmp_path / "out")
     assert [image["file_name"] for image in content["images"]] == ["a.jpg", "d.jpg"]
     assert [entry["file_name"] for entry in content["failed"]] == ["b.jpg", "c.heic"]
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.jpg", "d.jpg", "predictions.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "a.jpg",
+        "coco_results.json",
+        "d.jpg",
+        "predictions.json",
+    ]
 
 
 # What may be written
