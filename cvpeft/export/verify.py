@@ -232,7 +232,7 @@ def _checked_features(unmerged: nn.Module, merged: nn.Module, images: Sequence[T
     apart, largest = found["max_double_difference"], found["max_feature"]
     if apart > max(found["max_rounding"], MERGED * largest):
         what = f"in float64 merging moves features by {apart:.1e}, of values up to {largest:.1f}"
-        why = f"float32 rounds them by {found['max_rounding']:.1e} only. No model was written"
+        why = f"Rounding to float32 moves them by {found['max_rounding']:.1e} only. No model was written"
         raise ParityError("MERGE", what, why=why)
     return found
 

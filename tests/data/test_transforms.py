@@ -102,7 +102,7 @@ def test_a_crop_holds_one_box_as_a_whole_and_drops_what_is_cut_away() -> None:
 def test_a_box_that_loses_seventy_percent_is_dropped() -> None:
     letter = letterbox(marked([]), (200, 320))[1]
     boxes = np.array([[-69.0, 0, 31, 50], [-71, 0, 29, 50], [10, 10, 10.5, 40]])
-    kept, labels = room._keep(boxes, np.array([1, 2, 3]), letter)
+    kept, labels = room.keep(boxes, np.array([1, 2, 3]), letter)
     assert labels.tolist() == [1]
     assert kept.tolist() == [[0, 0, 31, 50]]
 

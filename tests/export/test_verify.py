@@ -128,7 +128,7 @@ def test_a_merge_that_is_wrong_by_less_than_boxes_show_is_refused(quick, tmp_pat
     wrong = copy.deepcopy(quick)
     with torch.no_grad():
         wrong.backbone.levels[0][3].weight *= 1 + 2e-5
-    with pytest.raises(ParityError, match=r"in float64 merging moves features by .*float32 rounds them by .* only"):
+    with pytest.raises(ParityError, match=r"in float64 merging .*Rounding to float32 moves them by .* only"):
         export_verified(quick, wrong, tmp_path / "export", list(scenes(5)[0]), classes=CLASSES)
     assert not (tmp_path / "export").exists()
 
