@@ -334,7 +334,9 @@ def _caption(outcomes: Sequence[Outcome], plans: Sequence[Plan], split: str) -> 
     settings = plans[0].settings
     files = ", ".join(file.name for file in getattr(settings.data, split))
     where = f"AP and AP50 on data.{split} ({files})"
-    if split == "val":
+    if split == "val" and settings.train.eval_every >= settings.train.epochs:
+        where += ", scored once, after the last epoch"
+    elif split == "val":
         epochs = ", ".join(f"{o.mode}-seed{o.seed} {o.epoch}" for o in outcomes)
         where += f". The same images chose the epoch ({epochs}), which flatters all modes a little"
     lines = [

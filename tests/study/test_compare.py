@@ -290,3 +290,9 @@ def test_the_command_from_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == (tmp_path / "out" / "table.md").read_text().strip()
     assert [row["mode"] for row in rows(tmp_path / "out" / "table.csv")] == ["adapters", "frozen"]
+
+
+def test_a_val_that_chose_nothing_is_not_said_to_have_chosen(tmp_path: Path, calls: Calls) -> None:
+    once = ("train.eval_every=2",)
+    table = compare(config(tmp_path), modes=("frozen",), seeds=(0,), overrides=once, out=tmp_path / "out")
+    assert "AP and AP50 on data.val (val.json), scored once, after the last epoch." in table.read_text()
