@@ -16,7 +16,7 @@ from cvpeft.backbone.sites import sites
 from cvpeft.config import schema
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Dense, tensors, walk
-from cvpeft.peft.inject import MethodSpec, freeze, inject, make_dense, probe
+from cvpeft.peft.inject import MethodSpec, freeze, inject, make_dense, probe, stop_gradients
 from cvpeft.peft.state import owned
 from cvpeft.types import Site
 
@@ -55,7 +55,7 @@ def adapt(model: nn.Module, peft: schema.Peft, *, seed: int = 0) -> list[Site]:
     for root in (trunk.neck, *(child for name, child in model.named_children() if name != "backbone")):
         make_dense(root, _stays_small if whole else None)
     if whole:
-        _freeze_rest(model)
+        stop_gradients(model)  # no freeze: RPN and box head compute losses in train mode only
     if taken:
         _probe(model, whole)
     return taken
@@ -81,14 +81,6 @@ def _outside(model: nn.Module) -> list[Site]:
 def _stays_small(path: str, module: nn.Module) -> bool:
     """Output layers and norms."""
     return path.endswith(OUTPUTS) or not any(p.ndim > 1 for p in module.parameters(recurse=False))
-
-
-def _freeze_rest(model: nn.Module) -> None:
-    """No gradient for what no Adapter owns. The mode stays: RPN and box head compute losses in train mode only."""
-    for place in walk(model):
-        if place.owner is None:
-            for parameter in place.module.parameters(recurse=False):
-                parameter.requires_grad_(False)
 
 
 def _probe(model: nn.Module, whole: bool) -> None:

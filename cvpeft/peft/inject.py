@@ -24,7 +24,7 @@ from cvpeft.peft import methods as folder
 from cvpeft.peft.adapter import Adapter, BypassError, Dense, adapters, plain, train_owned, walk
 from cvpeft.types import Site
 
-__all__ = ["MethodSpec", "freeze", "inject", "make_dense", "methods", "probe", "signatures"]
+__all__ = ["MethodSpec", "freeze", "inject", "make_dense", "methods", "probe", "signatures", "stop_gradients"]
 
 
 @dataclass(frozen=True)
@@ -280,12 +280,17 @@ def freeze(model: nn.Module) -> None:
 
     The lock lies on this module and holds when a parent's `.train()` reaches it; a deep copy carries a lock of its own.
     """
+    stop_gradients(model)
+    model.train = functools.partial(train_owned, model)  # type: ignore[method-assign]
+    model.train(model.training)
+
+
+def stop_gradients(model: nn.Module) -> None:
+    """No gradient for everything that no Adapter owns; modes stay as they are."""
     for place in walk(model):
         if place.owner is None:
             for parameter in place.module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-    model.train = functools.partial(train_owned, model)  # type: ignore[method-assign]
-    model.train(model.training)
 
 
 def make_dense(root: nn.Module, chosen: Callable[[str, nn.Module], bool] | None = None) -> None:

@@ -35,7 +35,7 @@ from cvpeft.peft.inject import signatures
 from cvpeft.train.log import peak_memory
 from cvpeft.train.loop import train
 
-__all__ = ["Measured", "measure_training", "saved_bytes"]
+__all__ = ["Measured", "measure_training", "saved_bytes", "without_weights"]
 
 STEPS = 2  # AdamW's moments are there from the second one on
 BOXES = 3
@@ -89,13 +89,17 @@ def _prepared(settings: schema.Settings, classes: Sequence[str], folder: Path) -
     )
 
 
+def without_weights(settings: schema.Settings) -> schema.Settings:
+    """The same detector with random weights, whatever its config wants: enough to count and to measure."""
+    return settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": "none"})})
+
+
 def _weights(settings: schema.Settings, classes: Sequence[str], folder: Path) -> Path | Literal["none"]:
     """none; where methods stand in neck and head a random detector, as training wants a base there."""
     if settings.peft.scope == "backbone":
         return "none"
-    bare = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": "none"})})
     file = folder / "base.safetensors"
-    write_weights(file, build_detector(bare, classes).state_dict(), {"format": DETECTOR_FORMAT})
+    write_weights(file, build_detector(without_weights(settings), classes).state_dict(), {"format": DETECTOR_FORMAT})
     return file
 
 

@@ -16,7 +16,7 @@ from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.peft.adapter import tensors, walk
 from cvpeft.peft.state import owned
-from cvpeft.study.measure import Measured, measure_training
+from cvpeft.study.measure import Measured, measure_training, without_weights
 
 __all__ = ["Memory", "Part", "Summary", "summary"]
 
@@ -124,8 +124,7 @@ def summary(settings: schema.Settings, *, measure: bool = True) -> Summary:
     AdapterError, BackboneError: as in training. DataError: the train json is there and wrong.
     """
     classes, classes_from = _classes(settings.data)
-    bare = settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"weights": "none"})})
-    model = build_detector(bare, classes)
+    model = build_detector(without_weights(settings), classes)
     plain = {key: p.numel() for key, p in model.named_parameters()}
     backbone = sum(count for key, count in plain.items() if key.startswith("backbone.body."))
     sites = adapt(model, settings.peft)
