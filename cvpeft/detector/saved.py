@@ -18,7 +18,7 @@ from cvpeft.detector.build import build_detector
 from cvpeft.errors import CheckpointError
 from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
-from cvpeft.peft.state import fingerprint, load_owned, save_owned
+from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
 
 __all__ = [
     "LoadedRun", "describe", "load_adapter", "load_run", "read_config", "run_folder", "save_adapter",
@@ -69,6 +69,7 @@ def describe(
             "std": model.transform.std.flatten().tolist(),  # type: ignore[union-attr,operator]
         },
         "tensors": {name: sorted(k for k, p in tensors.items() if p == name) for name in sorted(set(tensors.values()))},
+        "untrained": sorted(k for k, t in owned(model).items() if not isinstance(t, nn.Parameter)),
     }
 
 

@@ -16,8 +16,8 @@ from cvpeft.errors import AdapterError
 from cvpeft.types import Site
 
 __all__ = [
-    "Adapter", "BypassError", "Dense", "Place", "adapters", "canonical", "output_width", "plain", "tensors",
-    "train_owned", "walk",
+    "Adapter", "BypassError", "Dense", "Place", "adapters", "canonical", "in_own_type", "output_width", "plain",
+    "tensors", "train_owned", "walk",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -35,6 +35,7 @@ class Adapter(nn.Module):
     identity_at_init: whether a fresh Adapter computes exactly what its base computes.
     method: name in configs and keys; the name of the file, unless the class sets its own.
     undecayed: names of its own tensors that weight decay must leave alone, because zero is no neutral value for them.
+    lr_factors: name of an own tensor, dotted below the Adapter -> what its learning rate is multiplied by.
 
     `.base` is never written. No attribute of it is exposed: a model that reads `.weight` would go past the method.
     """
@@ -44,6 +45,7 @@ class Adapter(nn.Module):
     identity_at_init: ClassVar[bool] = True
     method: ClassVar[str] = ""
     undecayed: ClassVar[tuple[str, ...]] = ()
+    lr_factors: Mapping[str, float] = {}
 
     base: nn.Module
     site: Site
@@ -61,6 +63,15 @@ class Adapter(nn.Module):
     def roles(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """Default roles under these settings, for methods with a setting that chooses the place."""
         return cls.targets
+
+    @classmethod
+    def choose(cls, places: Sequence[tuple[nn.Module, Site]], settings: Mapping[str, Any]) -> list[Site]:
+        """The sites that it takes where the config names no targets: those of its roles.
+
+        places: every (plain module, site) of the model, in its order. Override it where a role is not enough.
+        """
+        roles = cls.roles(settings)
+        return [site for _, site in places if site.role in roles]
 
     @classmethod
     def build(cls, places: Sequence[tuple[nn.Module, Site]], **settings: Any) -> list[Adapter]:
@@ -95,6 +106,9 @@ class Dense(Adapter):
 
     def __init__(self, base: nn.Module, site: Site, *, only: tuple[str, ...] = ()) -> None:
         super().__init__(base, site)
+        if isinstance(base, Adapter):
+            what, why = f"{self.method} at {site.path} stands upon {base.method}", "it copies the module itself"
+            raise AdapterError("DENSE", what, why=why, fix=f"list {self.method} first")
         original = dict(base.named_parameters(recurse=False))
         if unknown := set(only) - set(original):
             raise AdapterError("DENSE", f"{site.path} has no parameter {', '.join(sorted(unknown))}")
@@ -183,6 +197,12 @@ def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def in_own_type(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x) computed in the type of the module's parameters, given back in that of x."""
+    y: Tensor = module(x.to(next(module.parameters()).dtype))
+    return y.to(x.dtype)
 
 
 def output_width(module: nn.Module) -> int:

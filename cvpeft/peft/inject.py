@@ -96,7 +96,7 @@ def inject(
     standing: dict[str, nn.Module] = {}  # path -> what will stand there
     taken: list[Site] = []
     for method, spec in _expanded(specs, registry):
-        chosen = _chosen(method, spec, sites)
+        chosen = _chosen(model, method, spec, sites)
         for settings, group in _by_settings(method, spec, chosen):
             bases = [standing.get(site.path) or _standing(model, site.path) for site in group]
             _check_bases(method, spec, bases, group)
@@ -135,13 +135,14 @@ def _check_settings(method: Method, name: str, settings: Iterable[str]) -> None:
 # Targets
 
 
-def _chosen(method: type[Adapter], spec: MethodSpec, sites: Sequence[Site]) -> list[Site]:
+def _chosen(model: nn.Module, method: type[Adapter], spec: MethodSpec, sites: Sequence[Site]) -> list[Site]:
     """The sites that the method takes, in model order."""
     if not spec.targets:
-        roles = method.roles(spec.settings)
-        if chosen := [site for site in sites if site.role in roles]:
+        places = [(plain(_standing(model, site.path)), site) for site in sites]
+        if chosen := method.choose(places, spec.settings):
             return chosen
-        found = f"{spec.name} stands at {', '.join(roles)}; this model has none of them"
+        roles = ", ".join(method.roles(spec.settings)) or ", ".join(kind.__name__ for kind in method.accepts)
+        found = f"{spec.name} stands at {roles}; this model has none of them"
         raise AdapterError("TARGET", found, fix=f"write targets; {_candidates(sites)}")
     for pattern in spec.targets:
         _check_matched(spec.name, pattern, sites)

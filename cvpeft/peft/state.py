@@ -20,7 +20,7 @@ from cvpeft.errors import AdapterError, CheckpointError
 from cvpeft.files import write_whole
 from cvpeft.peft.adapter import Adapter, Dense, Place, tensors, walk
 
-__all__ = ["disabled", "fingerprint", "load_owned", "owned", "save_owned", "undecayed"]
+__all__ = ["disabled", "fingerprint", "load_owned", "lr_factors", "owned", "save_owned", "undecayed"]
 
 
 def owned(model: nn.Module) -> dict[str, Tensor]:
@@ -63,11 +63,21 @@ def undecayed(model: nn.Module) -> frozenset[str]:
     )
 
 
+def lr_factors(model: nn.Module) -> dict[str, float]:
+    """Canonical key -> factor of the learning rate, for the owned tensors whose Adapters want another one."""
+    return {
+        f"{place.prefix}.{name}": factor
+        for place in walk(model)
+        if isinstance(place.module, Adapter)
+        for name, factor in place.module.lr_factors.items()
+    }
+
+
 def fingerprint(model: nn.Module) -> str:
-    """sha256 of the frozen base's tensors. Those that a Dense replaces are left out: nothing depends on them."""
+    """sha256 of the frozen base's tensors. Those that a plain Dense replaces are left out: nothing depends on them."""
     mine = {id(tensor) for tensor in owned(model).values()}
     for place in walk(model):
-        if isinstance(place.module, Dense):
+        if type(place.module) is Dense:
             mine |= {id(tensor) for tensor in place.module.base.state_dict(keep_vars=True).values()}
     base = {
         f"{place.prefix}.{name}": tensor

@@ -30,7 +30,7 @@ from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
 from cvpeft.files import sweep
-from cvpeft.peft.state import owned, undecayed
+from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
 from cvpeft.train.checkpoint import copy_folder
 from cvpeft.train.folder import data_digest, open_run
@@ -112,7 +112,8 @@ def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optim
     t = settings.train
     parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
     part = parts(model, settings.peft.mode)
-    groups = param_groups(parameters, part.__getitem__, t.lr.model_dump(), t.weight_decay, undecayed(model))
+    rates, still = t.lr.model_dump(), undecayed(model)
+    groups = param_groups(parameters, part.__getitem__, rates, t.weight_decay, still, lr_factors(model))
     return torch.optim.AdamW(groups)
 
 
@@ -161,7 +162,7 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
         if every and p.step % every == 0 and p.batch < t.batches_per_epoch:
             save(t)
     means = {name: value / t.steps_per_epoch for name, value in p.sums.items()}
-    rates = {f"lr_{g['part']}": g["lr"] for g in t.optimizer.param_groups}
+    rates = {f"lr_{g['part']}": g["lr"] / g["factor"] for g in t.optimizer.param_groups}
     cost = {"seconds": p.seconds, "peak_memory_mb": peak_memory(t.device)}
     _record(t, run_log, {"epoch": p.epoch + 1, **means, **rates, **cost})
     if every:
@@ -352,5 +353,5 @@ def _sizes(t: Trainer) -> str:
     part = parts(t.model, t.settings.peft.mode)
     counts: dict[str, int] = {}
     for key, tensor in owned(t.model).items():
-        counts[part[key]] = counts.get(part[key], 0) + tensor.numel()
+        counts[part[key]] = counts.get(part[key], 0) + tensor.numel() * tensor.requires_grad
     return "trained " + ", ".join(f"{name} {n:,}" for name, n in sorted(counts.items()))

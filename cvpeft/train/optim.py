@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,21 +20,26 @@ def param_groups(
     lr: Mapping[str, float],
     weight_decay: float,
     undecayed: frozenset[str] = frozenset(),
+    lr_factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW, one for each part and kind of decay, in the order of the parameters.
+    """Groups for AdamW, one for each part, kind of decay and factor of the rate, in the order of the parameters.
 
     parameters: the trained tensors by canonical key. part_of: key -> name in `lr`.
+    lr_factors: key -> what the rate of its part is multiplied by; 1 where it is not named.
     `full_lr` is the rate that a schedule scales, `part` the name of the group's part.
     Tensors of one dimension (norms, biases, scales) and those in `undecayed` are not decayed.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
     for key, p in parameters.items():
         decayed = p.ndim > 1 and key not in undecayed
-        groups.setdefault((part_of(key), decayed), []).append(p)
+        groups.setdefault((part_of(key), decayed, lr_factors.get(key, 1.0)), []).append(p)
     return [
-        {"params": ps, "lr": lr[part], "full_lr": lr[part], "weight_decay": weight_decay * decayed, "part": part}
-        for (part, decayed), ps in groups.items()
-    ]
+        {
+            "params": ps, "lr": lr[part] * factor, "full_lr": lr[part] * factor, "factor": factor,
+            "weight_decay": weight_decay * decayed, "part": part,
+        }
+        for (part, decayed, factor), ps in groups.items()
+    ]  # fmt: skip
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
