@@ -1,5 +1,10 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): y = W x + s B A x with s = alpha / rank and B = 0 at the start.
 
+Its variants are settings: rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) has s = alpha / sqrt(rank); LoRA+ (Hayou et al.
+2024, arXiv 2402.12354) a higher learning rate for B; PiSSA (Meng et al. 2024, arXiv 2404.02948) and OLoRA (Büyükakyüz
+2024, arXiv 2406.01775) begin with the strongest part of W by its SVD or QR (s B A, and B A), which is taken off again:
+the change is s (B A - B0 A0), so that the base stays as it is and the adapter's file is enough.
+
 Letters: I inputs, O outputs, R rank, k side of a kernel.
 
 | module                       | A            | B          | parameters    | the change of W              |
@@ -15,9 +20,8 @@ and at 7 x 7 has ten times the parameters.
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.weight_change import folded
 from cvpeft.types import Site
 
 __all__ = ["Lora"]
@@ -38,6 +43,9 @@ class Lora(Adapter):
     preset: default is rank 8, large 16, small 4, ultra_small 1; each with alpha = 2 rank.
     rank: takes the preset's place. alpha: the change is scaled by alpha / rank; empty: 2 rank.
     dropout: of the input of A, in training.
+    scaling: what alpha is divided by, the rank or its root (rank_stabilized; alpha is 16 there if empty).
+    init: of A and B; pissa and olora not at depthwise convolutions, nor at parts of a qkv.
+    b_lr_ratio: learning rate of B over that of A; 16 in LoRA+. gated: s times a trained gate, sigmoid(0) at the start.
     qkv: at a fused qkv Linear, one pair for all of it (fused), or a pair for each part named; no matter elsewhere.
     """
 
@@ -54,25 +62,47 @@ class Lora(Adapter):
         alpha: float | None = None,
         dropout: float = 0.0,
         qkv: Literal["fused", "q", "k", "v", "qk", "qv", "kv", "qkv"] = "fused",
+        scaling: Literal["rank", "rank_stabilized"] = "rank",
+        init: Literal["kaiming", "pissa", "olora"] = "kaiming",
+        b_lr_ratio: float = 1.0,
+        gated: bool = False,
     ) -> None:
         super().__init__(base, site)
         rank = RANKS[preset] if rank is None else rank
         if rank < 1 or not 0 <= dropout < 1:
             raise AdapterError("LORA", f"rank {rank} with dropout {dropout}", fix="rank from 1, dropout from 0 below 1")
-        self.scale = 2.0 if alpha is None else alpha / rank
+        if b_lr_ratio <= 0:
+            raise AdapterError("LORA", f"b_lr_ratio {b_lr_ratio}", fix="set it above 0; 16 is LoRA+'s")
+        if scaling == "rank":
+            self.scale = 2.0 if alpha is None else alpha / rank
+        else:
+            self.scale = (16.0 if alpha is None else alpha) / math.sqrt(rank)
         self.dropout = nn.Dropout(dropout)
+        self.gate = nn.Parameter(torch.zeros((), device=next(plain(base).parameters()).device)) if gated else None
         self.change = _change(plain(base), site, rank, "" if qkv == "fused" else qkv)
+        if init != "kaiming":
+            self._start(plain(base), init)
+        if b_lr_ratio != 1:
+            self.lr_factors = {"change.B": b_lr_ratio}
+
+    def _start(self, base: nn.Module, init: Literal["pissa", "olora"]) -> None:
+        if not isinstance(self.change, _Pair):
+            what = f"init {init} cannot be had at {self.site.path}, a {type(base).__name__}"
+            raise AdapterError("LORA", what, fix="set init: kaiming for depthwise convolutions and parts of a qkv")
+        A, B = _strongest(base.get_parameter("weight"), len(self.change.A), init)
+        self.change.start_at(A, B, self.scale if init == "pissa" else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
-        change: Tensor = self.change(self.dropout(x), plain(self.base), self.scale)
+        change: Tensor = self.change(self.dropout(x), plain(self.base), self._scale())
         return y + change.to(y.dtype)
 
     def merged(self) -> nn.Module:
-        module = copy.deepcopy(self.base)
-        weight = module.get_parameter("weight")
-        weight.data = (weight.double() + self.scale * self.change.weight().view_as(weight)).to(weight.dtype)
-        return module
+        scale = self.scale if self.gate is None else self.scale * self.gate.sigmoid().item()
+        return folded(self.base, scale * self.change.weight())
+
+    def _scale(self) -> float | Tensor:
+        return self.scale if self.gate is None else self.scale * self.gate.sigmoid()
 
 
 def _change(base: nn.Module, site: Site, rank: int, parts: str) -> _Linear | _Parts | _Conv | _Depthwise:
@@ -95,21 +125,73 @@ def _pair(base: nn.Linear | nn.Conv2d, a: tuple[int, ...], b: tuple[int, ...]) -
     return A, nn.Parameter(torch.zeros(b, device=base.weight.device))
 
 
+def _strongest(weight: Tensor, rank: int, init: Literal["pissa", "olora"]) -> tuple[Tensor, Tensor]:
+    """A (R, I) and B (O, R) whose product is what the largest singular values, or the first columns, make of W."""
+    w = weight.detach().float().flatten(1)
+    if rank > min(w.shape):
+        raise AdapterError("LORA", f"rank {rank} of a {w.shape[0]} x {w.shape[1]} weight", fix="lower rank")
+    if init == "olora":
+        q, r = torch.linalg.qr(w)
+        return r[:rank], q[:, :rank]
+    u, s, v = torch.linalg.svd(w, full_matrices=False)
+    root = s[:rank].sqrt()
+    return root[:, None] * v[:rank], u[:, :rank] * root
+
+
 # Each of the four computes its change of the output (forward) and of the weight, the latter without the scale. A and B
 # follow the input's type, so that they serve under autocast and beside a base that is held in bfloat16. The scale is
 # multiplied into A: that is a small tensor, and the output's change a large one, in the backward pass too.
 
 
-class _Linear(nn.Module):
+class _Pair(nn.Module):
+    """One A and one B; where they do not begin at B A = 0, what they begin at is taken off."""
+
+    A: nn.Parameter
+    B: nn.Parameter
+    A0: Tensor | None
+    B0: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("A0", None)
+        self.register_buffer("B0", None)
+
+    def start_at(self, A: Tensor, B: Tensor, scale: float) -> None:
+        """Begin with `scale` B A = the product that is given."""
+        self.A.data, self.B.data = A.view_as(self.A) / scale**0.5, B / scale**0.5
+        self.A0, self.B0 = self.A.detach().clone(), self.B.detach().clone()
+
+    def forward(self, x: Tensor, base: Any, scale: float | Tensor) -> Tensor:
+        change = self.through(x, base, scale * self.A, self.B)
+        if self.A0 is None or self.B0 is None:
+            return change
+        return change - self.through(x, base, scale * self.A0, self.B0)
+
+    def through(self, x: Tensor, base: Any, A: Tensor, B: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def weight(self) -> Tensor:
+        change = self.B.double() @ self.A.double().flatten(1)
+        return change if self.A0 is None or self.B0 is None else change - self.B0.double() @ self.A0.double().flatten(1)
+
+
+class _Linear(_Pair):
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.A, self.B = _pair(base, (rank, base.in_features), (base.out_features, rank))
 
-    def forward(self, x: Tensor, _: nn.Linear, scale: float) -> Tensor:  # (..., I)
-        return F.linear(F.linear(x, (scale * self.A).to(x.dtype)), self.B.to(x.dtype))  # (..., O)
+    def through(self, x: Tensor, base: nn.Linear, A: Tensor, B: Tensor) -> Tensor:  # (..., I)
+        return F.linear(F.linear(x, A.to(x.dtype)), B.to(x.dtype))  # (..., O)
 
-    def weight(self) -> Tensor:
-        return self.B.double() @ self.A.double()
+
+class _Conv(_Pair):
+    def __init__(self, base: nn.Conv2d, rank: int) -> None:
+        super().__init__()
+        self.A, self.B = _pair(base, (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank))
+
+    def through(self, x: Tensor, base: nn.Conv2d, A: Tensor, B: Tensor) -> Tensor:  # (B, I, H, W)
+        low = base._conv_forward(x, A.to(x.dtype), None)  # (B, R, H', W'), the base's stride and padding
+        return F.conv2d(low, B.to(x.dtype)[:, :, None, None])  # (B, O, H', W')
 
 
 class _Parts(nn.Module):
@@ -119,7 +201,7 @@ class _Parts(nn.Module):
         n = len(parts)
         self.A, self.B = _pair(base, (n * rank, base.in_features), (n, base.out_features // 3, rank))
 
-    def forward(self, x: Tensor, _: nn.Linear, scale: float) -> Tensor:  # (..., I)
+    def forward(self, x: Tensor, _: nn.Linear, scale: float | Tensor) -> Tensor:  # (..., I)
         low = F.linear(x, (scale * self.A).to(x.dtype)).chunk(len(self.parts), -1)  # n of (..., R)
         change = {part: F.linear(a, b.to(x.dtype)) for part, a, b in zip(self.parts, low, self.B, strict=True)}
         return _rows(change)  # (..., O)
@@ -135,26 +217,13 @@ def _rows(change: dict[str, Tensor]) -> Tensor:
     return torch.cat([change.get(part, nothing) for part in "qkv"], -1)
 
 
-class _Conv(nn.Module):
-    def __init__(self, base: nn.Conv2d, rank: int) -> None:
-        super().__init__()
-        self.A, self.B = _pair(base, (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank))
-
-    def forward(self, x: Tensor, base: nn.Conv2d, scale: float) -> Tensor:  # (B, I, H, W)
-        low = base._conv_forward(x, (scale * self.A).to(x.dtype), None)  # (B, R, H', W'), the base's stride and padding
-        return F.conv2d(low, self.B.to(x.dtype)[:, :, None, None])  # (B, O, H', W')
-
-    def weight(self) -> Tensor:
-        return self.B.double() @ self.A.double().flatten(1)
-
-
 class _Depthwise(nn.Module):
     def __init__(self, base: nn.Conv2d, rank: int) -> None:
         super().__init__()
         height, width = base.kernel_size
         self.A, self.B = _pair(base, (rank, height * width), (base.out_channels, rank))
 
-    def forward(self, x: Tensor, base: nn.Conv2d, scale: float) -> Tensor:  # (B, O, H, W)
+    def forward(self, x: Tensor, base: nn.Conv2d, scale: float | Tensor) -> Tensor:  # (B, O, H, W)
         weight = (self.B @ (scale * self.A)).view(base.weight.shape)  # (O, 1, k, k)
         return base._conv_forward(x, weight.to(x.dtype), None)  # (B, O, H', W')
 

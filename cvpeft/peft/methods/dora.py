@@ -1,0 +1,72 @@
+"""DoRA (Liu et al. 2024, arXiv 2402.09353): a weight's rows have a trained length, and a direction that LoRA changes.
+
+W' = m V / |V| by rows, with V = W + s B A, m = |W| and B = 0 at the start; the gradient does not flow through |V|, as
+in the paper's section 4.3. In a convolution a row is all that one output channel reads.
+
+Letters: I inputs, O outputs, R rank, k side of a kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from cvpeft.errors import AdapterError
+from cvpeft.peft.adapter import Adapter
+from cvpeft.peft.weight_change import apply_weight, check_plain, drawn, matrix_shape
+from cvpeft.types import Site
+
+__all__ = ["Dora"]
+
+
+class Dora(Adapter):
+    """LoRA with a trained length of each row; R (I k k + O) + O parameters. It multiplies W, so it must come first.
+
+    rank: R. alpha: the change of direction is scaled by alpha / rank; empty: 2 rank.
+    """
+
+    targets = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "neck", "head")
+    accepts = (nn.Linear, nn.Conv2d)
+
+    def __init__(self, base: nn.Module, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
+        super().__init__(base, site)
+        check_plain(self.method, base, site)
+        if isinstance(base, Adapter):
+            what = f"dora at {site.path} stands upon {base.method}"
+            raise AdapterError("DORA", what, why="it multiplies the weight itself", fix="list dora first")
+        if rank < 1:
+            raise AdapterError("DORA", f"rank {rank}", fix="set rank to 1 or more")
+        self.scale = 2.0 if alpha is None else alpha / rank
+        rows, columns = matrix_shape(base)
+        self.A, self.B = drawn(base, rank, columns), drawn(base, rows, rank, zero=True)
+        self.magnitude = nn.Parameter(_length(self._direction()).squeeze(1))  # (O,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = self.base
+        y = apply_weight(base, x, self._weight().to(x.dtype))
+        bias: Tensor | None = base.bias  # type: ignore[assignment]
+        if bias is None:
+            return y
+        return y + (bias[:, None, None] if isinstance(base, nn.Conv2d) else bias).to(y.dtype)
+
+    def merged(self) -> nn.Module:
+        module = copy.deepcopy(self.base)
+        weight = module.get_parameter("weight")
+        weight.data = self._weight().detach().to(weight.dtype)
+        return module
+
+    def _direction(self) -> Tensor:
+        frozen = self.base.get_parameter("weight").detach().float().flatten(1)  # (O, I k k)
+        return frozen + self.scale * self.B @ self.A
+
+    def _weight(self) -> Tensor:
+        direction = self._direction()
+        row = self.magnitude[:, None] / _length(direction)  # (O, 1)
+        return (direction * row).view(self.base.get_parameter("weight").shape)
+
+
+def _length(matrix: Tensor) -> Tensor:
+    """(O, 1) length of each row, without a gradient; a row of zeros has one too."""
+    return torch.linalg.vector_norm(matrix.detach(), dim=1, keepdim=True).clamp_min(1e-12)

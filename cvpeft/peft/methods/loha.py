@@ -1,0 +1,40 @@
+"""LoHa (Hyeon-Woo et al. 2021, arXiv 2108.06098, "FedPara"): dW is the product, entry by entry, of two low-rank ones.
+
+dW = s (B1 A1) * (B2 A2), whose rank may reach R squared; A2 = 0 at the start.
+
+Letters: I inputs, O outputs, R rank, k side of a kernel.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cvpeft.errors import AdapterError
+from cvpeft.peft.adapter import plain
+from cvpeft.peft.weight_change import WeightChange, drawn, matrix_shape
+from cvpeft.types import Site
+
+__all__ = ["LoHa"]
+
+
+class LoHa(WeightChange):
+    """A Hadamard product of two low-rank changes; 2 R (I k k + O) parameters.
+
+    rank: R. alpha: the change is scaled by alpha / rank; empty: rank.
+    """
+
+    def __init__(self, base: nn.Module, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
+        super().__init__(base, site)
+        if rank < 1:
+            raise AdapterError("LOHA", f"rank {rank}", fix="set rank to 1 or more")
+        self.scale = 1.0 if alpha is None else alpha / rank
+        rows, columns = matrix_shape(base)
+        self.B1, self.B2 = drawn(base, rows, rank), drawn(base, rows, rank)
+        self.A1, self.A2 = drawn(base, rank, columns), drawn(base, rank, columns, zero=True)
+        # Wide at the start, as in the paper: what multiplies the zero decides how fast it grows.
+        for factor, deviation in ((self.B1, 1.0), (self.B2, 0.1), (self.A1, 1.0)):
+            nn.init.normal_(factor, std=deviation)
+
+    def change(self) -> Tensor:
+        matrix = self.scale * (self.B1 @ self.A1) * (self.B2 @ self.A2)  # (O, I k k)
+        return matrix.view_as(plain(self.base).get_parameter("weight"))

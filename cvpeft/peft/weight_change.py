@@ -1,0 +1,83 @@
+"""Methods that add to the weight of a Linear or Conv2d: y = W x + dW x, with dW built anew in every step.
+
+They differ in how few numbers make dW. Adding to the output and not to W keeps a change that is small beside W exact
+where W is held in bfloat16, and lets such methods stand upon one another.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvpeft.errors import AdapterError
+from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.types import Site
+
+__all__ = ["WeightChange", "apply_weight", "check_plain", "drawn", "folded", "matrix_shape"]
+
+
+class WeightChange(Adapter):
+    """Base class of methods with a dW; one of them overrides `change` alone."""
+
+    targets = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "neck", "head")
+    accepts = (nn.Linear, nn.Conv2d)
+
+    def __init__(self, base: nn.Module, site: Site) -> None:
+        super().__init__(base, site)
+        check_plain(self.method, base, site)
+
+    def change(self) -> Tensor:
+        """dW in float32, in the shape of the base's weight."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y + apply_weight(plain(self.base), x, self.change().to(x.dtype)).to(y.dtype)
+
+    def merged(self) -> nn.Module:
+        return folded(self.base, self.change())
+
+
+def check_plain(method: str, base: nn.Module, site: Site) -> None:
+    """AdapterError where the module under `base` does more with its weight than its class says, or has groups.
+
+    Groups of one channel each are allowed: depthwise convolutions.
+    """
+    module = plain(base)
+    if type(module).forward not in {nn.Linear.forward, nn.Conv2d.forward}:
+        what = f"{method} cannot take {site.path}, a {type(module).__name__} with a forward of its own"
+        raise AdapterError(method.upper(), what)
+    if isinstance(module, nn.Conv2d) and module.groups not in {1, module.in_channels}:
+        what = f"{method} cannot take {site.path}, a Conv2d in {module.groups} groups"
+        raise AdapterError(method.upper(), what, fix="choose dense or depthwise convolutions")
+
+
+def apply_weight(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """What `base` would give for x with another weight and no bias."""
+    if isinstance(base, nn.Conv2d):
+        return base._conv_forward(x, weight, None)
+    return F.linear(x, weight)
+
+
+def folded(module: nn.Module, change: Tensor) -> nn.Module:
+    """A copy of a plain module with `change` added to its weight."""
+    module = copy.deepcopy(module)
+    weight = module.get_parameter("weight")
+    weight.data = (weight.double() + change.detach().double().view_as(weight)).to(weight.dtype)
+    return module
+
+
+def matrix_shape(base: nn.Module) -> tuple[int, int]:
+    """(O, I k k): the weight of a Linear or Conv2d as one matrix."""
+    weight = plain(base).get_parameter("weight")
+    return weight.shape[0], weight[0].numel()
+
+
+def drawn(base: nn.Module, *shape: int, zero: bool = False) -> nn.Parameter:
+    """A float32 parameter on the base's device: zeros, or drawn as nn.Linear draws its weight."""
+    tensor = torch.zeros(shape, device=plain(base).get_parameter("weight").device)
+    return nn.Parameter(tensor if zero else nn.init.kaiming_uniform_(tensor, a=math.sqrt(5)))
