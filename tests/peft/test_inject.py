@@ -28,7 +28,9 @@ def test_the_folder_is_the_registry_and_signatures_are_resolved() -> None:
     assert lora["dropout"].default == 0.0
     assert lora["patterns"].annotation == dict[str, dict[str, Any]]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in lora.values())
-    assert not {"base", "site", "first", "last"} & {name for s in signatures().values() for name in s.parameters}
+    assert not {"base", "site", "first", "last", "pair", "stack", "layer"} & {
+        name for s in signatures().values() for name in s.parameters
+    }
 
 
 @pytest.mark.parametrize(
