@@ -17,6 +17,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from cvpeft.backbone.window import window_side
 from cvpeft.errors import BackboneError
 from cvpeft.types import Layout, Site
 
@@ -25,6 +26,7 @@ __all__ = ["sites"]
 COMPOUNDS = {"attn", "mlp", "block"}
 CLASSIFIER = {"head", "head_dist", "fc_norm", "attn_pool"}  # a detector does not use them
 IN_BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+(?:\.(?P<role>.+))?")
+BELOW_BLOCK = re.compile(r"(.*blocks\.\d+)\..+")
 OUTSIDE = re.compile(r"(?:.*\.)?(?P<role>patch_embed|stem|downsample)\..+")
 
 
@@ -74,7 +76,9 @@ def _plain(modules: dict[str, nn.Module], path: str, role: str) -> Site:
     net = modules[""]
     layout: Layout = "NCHW" if role == "patch_embed" else "BNC"
     prefix = int(net.num_prefix_tokens) if layout == "BNC" else 0  # type: ignore[arg-type]
-    return Site(path, role, layout, modules["patch_embed"].grid_size, _heads(modules, path), prefix)  # type: ignore[arg-type]
+    side = window_side(modules[inside[1]]) if (inside := BELOW_BLOCK.match(path)) else 0
+    grid = (side, side) if side else modules["patch_embed"].grid_size
+    return Site(path, role, layout, grid, _heads(modules, path), prefix)  # type: ignore[arg-type]
 
 
 def _convnext(modules: dict[str, nn.Module], path: str, role: str) -> Site:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import BackboneError
 
-__all__ = ["last_of_each_quarter", "window_blocks"]
+__all__ = ["last_of_each_quarter", "window_blocks", "window_side"]
 
 
 def last_of_each_quarter(depth: int) -> tuple[int, ...]:
@@ -41,6 +41,12 @@ def window_blocks(net: nn.Module, grid: tuple[int, int], side: int, global_block
         if i not in stay:
             block.register_forward_pre_hook(windows.split, with_kwargs=True)
             block.register_forward_hook(windows.join)
+
+
+def window_side(block: nn.Module) -> int:
+    """Side in tokens of the windows that `window_blocks` has given a block; 0: it attends to the whole map."""
+    owners = (getattr(hook, "__self__", None) for hook in block._forward_pre_hooks.values())
+    return next((owner.side for owner in owners if isinstance(owner, _Windows)), 0)
 
 
 @dataclass(frozen=True)

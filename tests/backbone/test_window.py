@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.backbone.build import build_backbone
+from cvpeft.backbone.sites import sites
 from cvpeft.backbone.window import last_of_each_quarter, window_blocks
 from cvpeft.config import schema
 from cvpeft.detector.adapt import adapt
 from cvpeft.detector.build import build_detector
 from cvpeft.errors import BackboneError
+from cvpeft.peft.inject import MethodSpec, freeze, inject, probe
 from tests.helpers import settings
 
 VIT, DINOV3, DINOV2 = "vit_tiny_patch16_224", "vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2"
@@ -137,3 +139,13 @@ def test_wrong_settings_are_told() -> None:
         net(DINOV3, (32, 64), window=3)
     with pytest.raises(BackboneError, match=r"cannot be used|set backbone\.window=0"):
         net("eva02_tiny_patch14_224", window=9)
+
+
+def test_methods_that_look_at_neighbours_see_the_window_inside_a_block_and_the_whole_map_around_it() -> None:
+    body = net(VIT, (64, 96), window=2, global_blocks=(11,))
+    grids = {site.path: site.grid for site in sites(body.net)}
+    assert (grids["blocks.0"], grids["blocks.0.attn"], grids["blocks.3.mlp.fc1"]) == ((4, 6), (2, 2), (2, 2))
+    assert grids["blocks.11.attn"] == (4, 6)
+    inject(body.net, sites(body.net), [MethodSpec("convpass"), MethodSpec("mona")])
+    freeze(body.net)
+    probe(body.net, lambda: body(image((64, 96))))

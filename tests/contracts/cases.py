@@ -37,11 +37,19 @@ VARIANTS: dict[str, MethodSpec] = {
     "adapter-houlsby": MethodSpec("adapter", settings={"place": "houlsby", "width": 8, "activation": "gelu"}),
     "adapter-parallel": MethodSpec("adapter", settings={"place": "parallel"}),
     "vpt-shallow": MethodSpec("vpt", settings={"depth": "shallow", "tokens": 3}),
+    "lora-pissa": MethodSpec("lora", settings={"init": "pissa", "rank": 4}),
+    "lora-olora": MethodSpec("lora", settings={"init": "olora", "rank": 4}),
+    "lora-gated": MethodSpec("lora", settings={"gated": True, "scaling": "rank_stabilized", "alpha": 4.0}),
+    "loha": MethodSpec("loha", settings={"alpha": 0.5}),  # what 0.2 moves is large enough so
+    "vera": MethodSpec("vera", settings={"rank": 4}),
+    "fact": MethodSpec("fact", settings={"rank": 4}),
+    "tcurlora": MethodSpec("tcurlora", settings={"rank": 4}),
 }
-NOT_FOLDED = {"adapter", "vpt"}
+NOT_FOLDED = {"adapter", "vpt", "prefix", "mona", "convpass", "unipelt"}
 
 REFUSED = {
     *((variant, family) for variant in ("vpt", "vpt-shallow") for family in FAMILIES.keys() - PLAIN),
+    *((variant, family) for variant in ("prefix", "unipelt") for family in CONVNEXT),
     *(("lora-conv", family) for family in FAMILIES.keys() - CONVNEXT),
     *(("lora-patch", family) for family in CONVNEXT),
 }

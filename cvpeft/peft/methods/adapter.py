@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
@@ -26,6 +27,7 @@ class Bottleneck(Adapter):
 
     place: what is wrapped by default and how. width: channels of the bottleneck.
     scale: s; empty: 0.1 for parallel, as in AdaptFormer, else 1. dropout: inside the bottleneck, in training.
+    gated: s is multiplied by a trained gate, sigmoid(0) at the start.
     """
 
     targets = ("attn", "mlp")
@@ -40,6 +42,7 @@ class Bottleneck(Adapter):
         activation: Literal["relu", "gelu"] = "relu",
         scale: float | None = None,
         dropout: float = 0.0,
+        gated: bool = False,
     ) -> None:
         super().__init__(base, site)
         if site.role not in {"attn", "mlp", "block"}:
@@ -54,6 +57,7 @@ class Bottleneck(Adapter):
         self.act = nn.ReLU() if activation == "relu" else nn.GELU()
         self.dropout = nn.Dropout(dropout)
         self.up = _per_position(site.layout, width, channels)
+        self.gate = nn.Parameter(torch.zeros(())) if gated else None
         nn.init.zeros_(self.down.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
@@ -67,7 +71,8 @@ class Bottleneck(Adapter):
         y: Tensor = self.base(x, *args, **kwargs)
         h = x if self.parallel else y
         narrow = self.dropout(self.act(self.down(h.to(self.down.weight.dtype))))
-        return y + (self.scale * self.up(narrow)).to(y.dtype)
+        scale = self.scale if self.gate is None else self.scale * self.gate.sigmoid()
+        return y + (scale * self.up(narrow)).to(y.dtype)
 
 
 def _per_position(layout: Layout, inputs: int, outputs: int) -> nn.Linear | nn.Conv2d:
