@@ -199,14 +199,22 @@ def run_render(args: argparse.Namespace) -> int:
 def _summary(commands: argparse._SubParsersAction) -> None:
     about = "Print what a config trains: parameters by part, file sizes, memory estimated and measured."
     parser = _add(commands, "summary", run_summary, about, "cvpeft summary configs/manhole_lora.yaml")
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument("--methods", action="store_true", help="print what methods there are, as Markdown, and stop")
     parser.add_argument("--no-measure", action="store_true", help="do not run the one step that measures peak memory")
     _overrides(parser)
 
 
 def run_summary(args: argparse.Namespace) -> int:
+    if args.methods:
+        from cvpeft.study.registry import methods_page
+
+        print(methods_page(), end="")
+        return 0
     from cvpeft.study.job import summary_job
 
+    if args.config is None:
+        raise ConfigError("CONFIG", "no config is named", fix="cvpeft summary configs/manhole_lora.yaml")
     summary_job(args.config, args.overrides, measure=not args.no_measure)
     return 0
 
@@ -222,7 +230,14 @@ def _compare(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("config", type=Path)
     parser.add_argument(
-        "--modes", nargs="+", choices=("adapters", "full", "frozen"), default=["adapters", "full", "frozen"]
+        "--modes", nargs="*", choices=("adapters", "full", "frozen"), default=["adapters", "full", "frozen"]
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="each alone, at its defaults (cvpeft summary --methods)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -232,7 +247,10 @@ def _compare(commands: argparse._SubParsersAction) -> None:
 def run_compare(args: argparse.Namespace) -> int:
     from cvpeft.study.compare import compare
 
-    print(compare(args.config, modes=args.modes, seeds=args.seeds, overrides=args.overrides, out=args.out).read_text())
+    table = compare(
+        args.config, modes=args.modes, methods=args.methods, seeds=args.seeds, overrides=args.overrides, out=args.out
+    )
+    print(table.read_text())
     return 0
 
 
