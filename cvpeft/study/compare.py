@@ -14,7 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -82,20 +82,22 @@ def compare(
     config: Path,
     *,
     modes: Sequence[str] = ("adapters", "full", "frozen"),
+    methods: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     overrides: Sequence[str] = (),
     out: Path,
 ) -> Path:
     """Train what is missing and write out/table.md, table.csv (a row for each mode), runs.csv; returns out/table.md.
 
-    The runs lie in out/runs/MODE-seedN. overrides: `key=value` for all of them alike. AP is that of data.test where
-    there is one, else of data.val. The table is written anew after each run.
+    The runs lie in out/runs/MODE-seedN, or METHOD-seedN. overrides: `key=value` for all of them alike. AP is that of
+    data.test where there is one, else of data.val. The table is written anew after each run.
+    methods: names of methods, each of which is compared alone at its defaults, in place of what the config names.
     ConfigError: nothing to compare, or a run in `out` has another config or other data than these.
     Interrupted: a signal came; the run at hand has saved its state. Other errors are those of a training that failed.
     """
-    plans = _plans(config, modes, seeds, overrides, out)
+    plans = _plans(config, modes, methods, seeds, overrides, out)
     split = _split(plans[0].settings)
-    command = _told(config, modes, seeds, overrides, out)
+    command = _told(config, modes, methods, seeds, overrides, out)
     _check_protocol(plans)
     _make_needs(plans[0].settings)
     outcomes: list[Outcome] = []
@@ -114,22 +116,31 @@ def compare(
 # Which trainings
 
 
-def _plans(config: Path, modes: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], out: Path) -> list[Plan]:
-    """Mode by mode; all configs are read before the first training begins."""
-    if not modes or not seeds or len(set(modes)) < len(modes) or len(set(seeds)) < len(seeds):
-        what = f"modes {list(modes)} and seeds {list(seeds)} make no comparison"
+def _plans(
+    config: Path,
+    modes: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    out: Path,
+) -> list[Plan]:
+    """Method by method and mode by mode; all configs are read before the first training begins."""
+    rows = [*methods, *modes]
+    if not rows or not seeds or len(set(rows)) < len(rows) or len(set(seeds)) < len(seeds):
+        what = f"methods {list(methods)}, modes {list(modes)} and seeds {list(seeds)} make no comparison"
         raise ConfigError("COMPARE", what, fix="give at least one of each, and none twice")
     for text in overrides:
         if (key := text.partition("=")[0].strip()) in OWN or key == "run":
             raise ConfigError("COMPARE", f"the override {key} is set by the comparison itself", fix="leave it out")
     path, _ = find_config(config)
     plans = []
-    for mode in modes:
+    for row in rows:
         for seed in seeds:
-            own = (f"peft.mode={mode}", f"run.seed={seed}", f"run.name={mode}-seed{seed}", f"run.dir={_yaml(out)}")
+            chosen = (f"peft.methods=[{row}]", "peft.mode=adapters") if row in methods else (f"peft.mode={row}",)
+            own = (*chosen, f"run.seed={seed}", f"run.name={row}-seed{seed}", f"run.dir={_yaml(out)}")
             settings = load(path, [*overrides, *own], methods=signatures())
-            plans.append(Plan(mode, settings, (*overrides, *own)))
-    if "adapters" in modes and not any(plan.settings.peft.methods for plan in plans):
+            plans.append(Plan(row, settings, (*overrides, *own)))
+    if not all(plan.settings.peft.methods for plan in plans if plan.mode == "adapters"):
         raise ConfigError("COMPARE", "peft.methods is empty", where=str(path), why="Mode adapters would be frozen")
     return plans
 
@@ -238,7 +249,7 @@ def _outcome(plan: Plan, split: str) -> Outcome:
     return Outcome(
         mode=plan.mode,
         seed=plan.settings.run.seed,
-        **_parameters(folder / "adapter" / WEIGHTS, meta["tensors"]),
+        **_parameters(folder / "adapter" / WEIGHTS, meta["tensors"], meta.get("untrained", ())),
         file_mib=(folder / "adapter" / WEIGHTS).stat().st_size / 2**20,
         AP=stats["AP"],
         AP50=stats["AP50"],
@@ -248,10 +259,10 @@ def _outcome(plan: Plan, split: str) -> Outcome:
     )
 
 
-def _parameters(file: Path, tensors: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Part -> number of parameters in the adapter file, by its header alone."""
+def _parameters(file: Path, tensors: Mapping[str, Sequence[str]], untrained: Collection[str]) -> dict[str, int]:
+    """Part -> number of trained parameters in the adapter file, by its header alone."""
     with safe_open(file, framework="np") as source:
-        slices = {key: source.get_slice(key) for keys in tensors.values() for key in keys}
+        slices = {key: source.get_slice(key) for keys in tensors.values() for key in keys if key not in untrained}
     sizes = {key: _count(s.get_shape()) for key, s in slices.items() if s.get_dtype().startswith("F")}
     return {part: sum(sizes.get(key, 0) for key in tensors.get(part, ())) for part in PARTS}
 
@@ -300,7 +311,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 COLUMNS: Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]] = (
-    ("mode", lambda r: f"{r['mode']} ({r['methods']})" if r["methods"] else r["mode"]),
+    ("mode", lambda r: r["mode"] if r["methods"] in {"", r["mode"]} else f"{r['mode']} ({r['methods']})"),
     ("seeds", lambda r: r["seeds"]),
     ("adapter", lambda r: f"{r['adapter']:,}"),
     ("backbone", lambda r: f"{r['backbone']:,}"),
@@ -367,9 +378,17 @@ def _machines(plans: Sequence[Plan]) -> list[str]:
     return lines + ["**Not one machine: seconds and memory cannot be compared.**"] * (len(found) > 1)
 
 
-def _told(config: Path, modes: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], out: Path) -> str:
+def _told(
+    config: Path,
+    modes: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    out: Path,
+) -> str:
     """The command that makes this table."""
-    parts = ["cvpeft", "compare", str(config), "--modes", *modes, "--seeds", *map(str, seeds), "--out", str(out)]
+    parts = ["cvpeft", "compare", str(config), *(("--methods", *methods) if methods else ()), "--modes", *modes]
+    parts += ["--seeds", *map(str, seeds), "--out", str(out)]
     for text in overrides:
         parts += ["--set", text]
     return shlex.join(parts)

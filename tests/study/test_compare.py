@@ -106,6 +106,18 @@ def test_means_and_deviations_over_seeds(done: Path) -> None:
         assert float(row["seconds_sd"]) == pytest.approx(abs(one - two) / 2**0.5)
 
 
+def test_methods_are_rows_of_their_own_beside_the_modes(tmp_path: Path, calls: Calls) -> None:
+    out = tmp_path / "out"
+    text = compare(config(tmp_path), modes=("frozen",), methods=("ia3", "bitfit"), out=out).read_text()
+    table = rows(out / "table.csv")
+    assert [(row["mode"], row["methods"]) for row in table] == [("ia3", "ia3"), ("bitfit", "bitfit"), ("frozen", "")]
+    assert 0 < int(table[0]["adapter"]) < int(table[1]["adapter"])
+    assert " --methods ia3 bitfit --modes frozen --seeds 0 " in text
+    assert [name for _, name in calls] == ["ia3-seed0", "bitfit-seed0", "frozen-seed0"]
+    with pytest.raises(ConfigError, match="did you mean 'bitfit'"):
+        compare(tmp_path / "tiny.yaml", modes=(), methods=("bitft",), out=tmp_path / "other")
+
+
 def test_table_says_how_it_was_made(done: Path) -> None:
     text = (done / "out" / "table.md").read_text()
     assert f"cvpeft compare {done}/tiny.yaml --modes adapters frozen --seeds 0 1 --out {done}/out" in text
