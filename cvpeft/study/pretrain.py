@@ -10,30 +10,54 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from cvpeft.backbone.build import build_backbone
+from cvpeft.backbone.build import Backbone, build_backbone
 from cvpeft.backbone.weights import DETECTOR_FORMAT
 from cvpeft.config import schema
 from cvpeft.config.load import dump
 from cvpeft.data.render import RENDERER_VERSION
 from cvpeft.data.splits import open_splits
-from cvpeft.detector.build import PREDICTORS
+from cvpeft.detector.build import PREDICTORS, build_detector
 from cvpeft.detector.saved import RESOLVED, load_run, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.export.run import write_weights
+from cvpeft.files import write_whole
 from cvpeft.peft.merge import merge
-from cvpeft.study.crops import SIDE, CropSettings, cut_crops, train_on_crops
+from cvpeft.study.crops import (
+    FORMULAS,
+    NEGATIVES,
+    SIDE,
+    CropSettings,
+    add_formulas,
+    crop_step_seconds,
+    cut_crops,
+    train_on_crops,
+)
 from cvpeft.study.job import read_settings, train_job
+from cvpeft.study.measure import without_weights
 from cvpeft.train.folder import data_digest, is_finished
 
 __all__ = ["pretrain"]
 
+WORK = 0.8  # part of the time that the steps get; the rest goes to loading, saving and what else the machine does
 
-def pretrain(config: Path, out: Path, *, crop_epochs: int = 8, overrides: Sequence[str] = ()) -> Path:
+
+def pretrain(
+    config: Path,
+    out: Path,
+    *,
+    crop_epochs: int = 8,
+    formulas: int = 0,
+    minutes: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Train a base detector from nothing and write it to `out` in float16, without class predictors; returns `out`.
 
     config: mode full and backbone.weights none, as configs/pretrain_convnext.yaml. Its run stands on a backbone that
-    was trained on crops of the same images for `crop_epochs`, which lies in RUN_crops. Each of the two parts is made
-    once; the same command goes on where it stopped.
+    was trained on crops of the same images for `crop_epochs` (0: not at all), which lies in RUN_crops. Each of the two
+    parts is made once; the same command goes on where it stopped.
+    formulas: classes of formula-drawn shapes that the crops hold besides.
+    minutes: both parts get as many epochs, at most the configured ones, as fit into this time by a measurement at the
+    first call; they are written down beside the crops, so that the recipe is one that other machines can repeat.
     ConfigError: another mode or weights, `out` exists, or one of the parts was made with other settings.
     """
     settings = read_settings(config, overrides)
@@ -44,14 +68,19 @@ def pretrain(config: Path, out: Path, *, crop_epochs: int = 8, overrides: Sequen
         raise ConfigError("PRETRAIN", "the file is there", where=str(out), why="It would be lost", fix="move it away")
     run = run_folder(settings)
     backbone = run.with_name(f"{run.name}_crops") / "backbone.safetensors"
+    digest = _data_digest(settings)
+    if minutes is not None:
+        fitted = _fitted(settings, backbone.with_name("fitted.json"), crop_epochs, formulas, minutes)
+        crop_epochs, overrides = fitted["crop_epochs"], [*overrides, f"train.epochs={fitted['epochs']}"]
+        print(f"in about {minutes:g} minutes: --crop-epochs {crop_epochs} train.epochs={fitted['epochs']}")
     recipe = {
         "crop_epochs": str(crop_epochs),
         "seed": str(settings.run.seed),
         "backbone": settings.backbone.name,
-        "crop_data": _data_digest(settings),
-    }
+        "crop_data": digest,
+    } | ({"formulas": str(formulas)} if formulas else {})
     if not backbone.exists():
-        _train_backbone(settings, backbone, crop_epochs, recipe)
+        _train_backbone(settings, backbone, crop_epochs, formulas, recipe)
     elif recipe.items() - _facts(backbone).items():
         raise _other_recipe(backbone)
     whole = [*overrides, f"backbone.weights={json.dumps(str(backbone.absolute()))}"]
@@ -70,6 +99,41 @@ def _data_digest(settings: schema.Settings) -> str:
     return data_digest(settings.data)
 
 
+def _fitted(settings: schema.Settings, file: Path, crop_epochs: int, formulas: int, minutes: float) -> dict[str, int]:
+    """Epochs of both parts that fit into the time, cut by the same share; measured once and then read from `file`."""
+    if file.exists():
+        found: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    images = open_splits(settings.data).train.images
+    count = sum(len(image.boxes) for image in images) + NEGATIVES * len(images) + FORMULAS * formulas
+    crop_epoch = count / CropSettings.batch * crop_step_seconds(_body(settings), CropSettings.batch)
+    batch = settings.train.batch * settings.train.accumulate
+    epoch = len(images) / batch * _detector_step_seconds(settings) * settings.train.accumulate
+    whole = crop_epochs * crop_epoch + settings.train.epochs * epoch
+    share = min(1.0, 60 * minutes * WORK / whole)
+    fitted = {
+        "crop_epochs": max(1, int(share * crop_epochs)) if crop_epochs else 0,
+        "epochs": max(1, int(share * settings.train.epochs)),
+    }
+    write_whole(file, json.dumps(fitted))
+    return fitted
+
+
+def _detector_step_seconds(settings: schema.Settings) -> float:
+    """Seconds of a training step on one batch of noise, by two of them after one to warm up."""
+    model = build_detector(without_weights(settings), ("a",)).train()
+    h, w = settings.data.size
+    images = torch.randint(0, 256, (settings.train.batch, 3, h, w), dtype=torch.uint8)
+    box = torch.tensor([[w / 4, h / 4, w / 2, h / 2]])
+    targets = [{"boxes": box, "labels": torch.ones(1).long()} for _ in images]
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        torch.stack(list(model(images, targets).values())).sum().backward()
+        times.append(time.perf_counter() - started)
+    return sum(times[1:]) / 2
+
+
 def _other_recipe(place: Path) -> ConfigError:
     what, why = "it was made with other settings or data", "The file would be of two recipes"
     return ConfigError("PRETRAIN", what, where=str(place), why=why, fix="set another run.name, or move it away")
@@ -80,19 +144,23 @@ def _facts(file: Path) -> dict[str, str]:
         return dict(f.metadata() or {})
 
 
-def _train_backbone(settings: schema.Settings, file: Path, epochs: int, recipe: Mapping[str, str]) -> None:
-    started = time.perf_counter()
+def _body(settings: schema.Settings) -> Backbone:
     torch.manual_seed(settings.run.seed)
-    body = build_backbone(settings.backbone.name, "none", (SIDE, SIDE))
-    body.to(memory_format=torch.channels_last)
-    crops = cut_crops(open_splits(settings.data).train, seed=settings.run.seed)
-    accuracy = train_on_crops(body, crops, CropSettings(epochs=epochs, seed=settings.run.seed))
-    facts = {
-        **recipe,
-        "crops": str(len(crops.labels)),
-        "crop_accuracy": f"{accuracy:.3f}",
-        "crop_seconds": f"{time.perf_counter() - started:.0f}",
-    }
+    return build_backbone(settings.backbone.name, "none", (SIDE, SIDE)).to(memory_format=torch.channels_last)
+
+
+def _train_backbone(
+    settings: schema.Settings, file: Path, epochs: int, formulas: int, recipe: Mapping[str, str]
+) -> None:
+    started = time.perf_counter()
+    body, facts = _body(settings), dict(recipe)
+    if epochs:
+        crops = cut_crops(open_splits(settings.data).train, seed=settings.run.seed)
+        if formulas:
+            crops = add_formulas(crops, formulas, seed=settings.run.seed)
+        accuracy = train_on_crops(body, crops, CropSettings(epochs=epochs, seed=settings.run.seed))
+        seconds = time.perf_counter() - started
+        facts |= {"crops": str(len(crops.labels)), "crop_accuracy": f"{accuracy:.3f}", "crop_seconds": f"{seconds:.0f}"}
     write_weights(file, body.net.state_dict(), facts)
 
 

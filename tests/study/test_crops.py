@@ -8,7 +8,17 @@ import torch
 
 from cvpeft.backbone.build import Backbone, build_backbone
 from cvpeft.data.coco import CocoData, load_coco
-from cvpeft.study.crops import SIDE, STORED, Crops, CropSettings, _cut, _mirrored, cut_crops, train_on_crops
+from cvpeft.study.crops import (
+    SIDE,
+    STORED,
+    Crops,
+    CropSettings,
+    _cut,
+    _mirrored,
+    add_formulas,
+    cut_crops,
+    train_on_crops,
+)
 from tests.helpers import COLOURS, ellipses
 
 
@@ -36,6 +46,15 @@ def test_every_box_is_in_the_middle_of_its_crop(data: CocoData, crops: Crops) ->
         assert torch.allclose(middle[crops.labels == label], torch.tensor(colour).float(), atol=2)
     assert (middle[crops.labels == 0].std(1) < 20).all()  # grey ground
     assert (crops.labels == 0).sum() > 10
+
+
+def test_formulas_are_classes_of_their_own(crops: Crops) -> None:
+    more = add_formulas(crops, 2)
+    added = len(more.labels) - len(crops.labels)
+    assert added == 200
+    assert torch.equal(more.pixels[:-added], crops.pixels)
+    assert more.labels[-added:].unique().tolist() == [crops.labels.max() + 1, crops.labels.max() + 2]
+    assert more.held_out[-added:].sum() == 10
 
 
 def test_whole_images_are_held_out(crops: Crops) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_the_same_command_makes_nothing_twice(made: Path) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert times == {f: f.stat().st_mtime_ns for f in (folder / "runs").rglob("*.safetensors")}
+
+
+def test_minutes_cut_the_epochs_of_both_parts_once_and_for_all(tmp_path: Path, capsys) -> None:
+    ellipses(tmp_path, 6)
+    file = config(tmp_path, train={"epochs": 50})
+    pretrain(file, tmp_path / "a.safetensors", crop_epochs=50, minutes=0.02)
+    crop_epochs, epochs = map(int, re.findall(r"--crop-epochs (\d+) train\.epochs=(\d+)", capsys.readouterr().out)[0])
+    assert crop_epochs < 25
+    assert epochs < 25
+    pretrain(file, tmp_path / "b.safetensors", crop_epochs=50, minutes=0.02)
+    one, other = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as made:
+        assert (made.metadata()["steps"], made.metadata()["crop_epochs"]) == (str(3 * epochs), str(crop_epochs))
+
+
+def test_crops_may_be_left_out(tmp_path: Path) -> None:
+    ellipses(tmp_path, 2)
+    pretrain(config(tmp_path), tmp_path / "a.safetensors", crop_epochs=0)
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as made:
+        assert made.metadata()["crop_epochs"] == "0"
 
 
 def test_a_file_that_is_there_is_not_lost(made: Path) -> None:
