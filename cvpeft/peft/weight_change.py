@@ -17,7 +17,7 @@ from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, plain
 from cvpeft.types import Site
 
-__all__ = ["WeightChange", "apply_weight", "check_plain", "drawn", "folded", "matrix_shape"]
+__all__ = ["WeightChange", "apply_weight", "check_plain", "check_rank", "drawn", "folded", "matrix_shape"]
 
 
 class WeightChange(Adapter):
@@ -45,15 +45,26 @@ class WeightChange(Adapter):
 def check_plain(method: str, base: nn.Module, site: Site) -> None:
     """AdapterError where the module under `base` does more with its weight than its class says, or has groups.
 
-    Groups of one channel each are allowed: depthwise convolutions.
+    Depthwise convolutions are allowed.
     """
     module = plain(base)
     if type(module).forward not in {nn.Linear.forward, nn.Conv2d.forward}:
         what = f"{method} cannot take {site.path}, a {type(module).__name__} with a forward of its own"
         raise AdapterError(method.upper(), what)
-    if isinstance(module, nn.Conv2d) and module.groups not in {1, module.in_channels}:
+    if isinstance(module, nn.Conv2d) and module.groups > 1 and not _is_depthwise(module):
         what = f"{method} cannot take {site.path}, a Conv2d in {module.groups} groups"
         raise AdapterError(method.upper(), what, fix="choose dense or depthwise convolutions")
+
+
+def _is_depthwise(module: nn.Conv2d) -> bool:
+    return module.groups == module.in_channels == module.out_channels
+
+
+def check_rank(method: str, rank: int, alpha: float | None = None) -> None:
+    """AdapterError where a change of this rank and scale would be none."""
+    if rank < 1 or (alpha is not None and alpha <= 0):
+        what = f"rank {rank}" + ("" if alpha is None else f" with alpha {alpha:g}")
+        raise AdapterError(method.upper(), what, why="nothing would be trained", fix="set rank from 1, alpha above 0")
 
 
 def apply_weight(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

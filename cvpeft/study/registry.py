@@ -5,37 +5,48 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from cvpeft.backbone.sites import sites
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter
-from cvpeft.peft.inject import MethodSpec, inject, methods
+from cvpeft.peft.inject import MethodSpec, inject, methods, probe
 
 __all__ = ["FAMILIES", "methods_page", "methods_table"]
 
 # Small members of the families, LayerScale at 1: at the 1e-5 of a fresh model no adapter has a visible effect.
 _VIT = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 64}
-_CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16), "ls_init_value": 1.0}
-FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "ViT, DeiT": ("deit_tiny_patch16_224", _VIT),
-    "DINOv2": ("vit_small_patch14_reg4_dinov2", {**_VIT, "img_size": 56, "init_values": 1.0}),
-    "DINOv3": ("vit_small_patch16_dinov3", {**_VIT, "init_values": 1.0}),
-    "ConvNeXt": ("convnext_tiny", _CONVNEXT),
-    "ConvNeXt (conv mlp), V2": ("convnext_atto", _CONVNEXT),
-    "Swin": (
-        "swin_tiny_patch4_window7_224",
-        {"depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2), "img_size": 56},
-    ),
+_SWIN = {"depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2)}
+_CONVNEXT_V2 = {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16)}
+_CONVNEXT = {**_CONVNEXT_V2, "ls_init_value": 1.0}
+FAMILIES: Mapping[str, Sequence[tuple[str, dict[str, Any]]]] = {
+    "ViT, DeiT": [("deit_tiny_patch16_224", _VIT)],
+    "DINOv2": [("vit_small_patch14_reg4_dinov2", {**_VIT, "img_size": 56, "init_values": 1.0})],
+    "DINOv3": [("vit_small_patch16_dinov3", {**_VIT, "init_values": 1.0})],
+    "BEiT, EVA-02, SwinV2": [
+        ("beit_base_patch16_224", {**_VIT, "init_values": 1.0}),
+        ("eva02_tiny_patch14_224", {**_VIT, "img_size": 56}),
+        ("swinv2_tiny_window8_256", {**_SWIN, "img_size": 64}),
+    ],
+    "ConvNeXt": [("convnext_tiny", _CONVNEXT)],
+    "ConvNeXt (conv mlp), V2": [("convnext_atto", _CONVNEXT), ("convnextv2_atto", _CONVNEXT_V2)],
+    "Swin": [("swin_tiny_patch4_window7_224", {**_SWIN, "img_size": 56})],
 }
+SMALL = {"rank": 4}  # ranks that the small models' channels allow
 HEAD = """# The methods
 
-Made by `cvpeft summary --methods > docs/methods.md`: by trying each method on a small model of every family."""
+Made by `cvpeft summary --methods > docs/methods.md`: by trying each method, where it stands by default, on small models
+of every family. BEiT, EVA-02 and SwinV2 read the weight of `attn.qkv` and never call it: what would stand there is
+refused. Give it other targets (`attn.proj`, `mlp.fc1`, `mlp.fc2`), and `lora_qkv` beside it.
+
+What is not here: side networks (LST, E3VA), a ladder of small blocks beside a backbone that needs no backward pass. An
+Adapter takes the place of one module and computes something of the same signature; a ladder takes the place of none,
+taps every block and adds to the last map. It would be a backbone, not a method. What saves that memory here is
+`partial`, which trains the last blocks alone."""
 MOST_ROLES = 6  # more are counted
 SMALL = {"rank": 4}  # ranks that the small models' channels allow
 
@@ -75,13 +86,19 @@ def _row(name: str) -> tuple[str, ...]:
 
 
 def _attached(name: str, family: str) -> list[Adapter]:
-    """One small model with the method; empty where the method refuses it."""
-    model, arguments = FAMILIES[family]
+    """The method on the family's small models; empty where one of them refuses it, or never calls what it stands at."""
+    models = [_adapted(name, model, arguments) for model, arguments in FAMILIES[family]]
+    return [adapter for found in models for adapter in found] if all(models) else []
+
+
+def _adapted(name: str, model: str, arguments: Mapping[str, Any]) -> list[Adapter]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net: nn.Module = timm.create_model(model, num_classes=0, **arguments)
+        net: Any = timm.create_model(model, num_classes=0, **arguments)
+        side = arguments.get("img_size", 64)
         try:
             inject(net, sites(net), [MethodSpec(name, settings=_settings(name))])
+            probe(net, lambda: net.forward_intermediates(torch.zeros(1, 3, side, side), norm=True))
         except AdapterError:
             return []
     return [module for module in net.modules() if isinstance(module, Adapter)]

@@ -26,6 +26,12 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "convnextv2": ("convnextv2_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16)}),
     "swin": ("swin_tiny_patch4_window7_224", {"depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2), "img_size": 56}),
 }
+# Their attention reads qkv.weight and never calls qkv.
+READERS: dict[str, tuple[str, dict[str, object]]] = {
+    "beit": ("beit_base_patch16_224", {**VIT, "init_values": 1.0}),
+    "eva02": ("eva02_tiny_patch14_224", {**VIT, "img_size": 56}),
+    "swinv2": ("swinv2_tiny_window8_256", {"depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2), "img_size": 64}),
+}
 PLAIN = {"vit", "deit", "dinov2", "dinov3"}
 CONVNEXT = {"convnext", "convnext_conv", "convnextv2"}
 
@@ -49,19 +55,24 @@ NOT_FOLDED = {"adapter", "vpt", "prefix", "mona", "convpass", "unipelt"}
 
 REFUSED = {
     *((variant, family) for variant in ("vpt", "vpt-shallow") for family in FAMILIES.keys() - PLAIN),
-    *((variant, family) for variant in ("prefix", "unipelt") for family in CONVNEXT),
+    *((variant, family) for variant in ("prefix", "unipelt", "lora_qkv") for family in CONVNEXT),
     *(("lora-conv", family) for family in FAMILIES.keys() - CONVNEXT),
     *(("lora-patch", family) for family in CONVNEXT),
 }
 TAKEN = sorted((v, f) for v in VARIANTS for f in FAMILIES if (v, f) not in REFUSED)
+TAKEN += [("lora_qkv", family) for family in READERS]
 
 
 @functools.cache
 def _base(family: str) -> nn.Module:
-    name, arguments = FAMILIES[family]
+    name, arguments = {**FAMILIES, **READERS}[family]
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return timm.create_model(name, num_classes=0, **arguments).eval()
+        net = timm.create_model(name, num_classes=0, **arguments).eval()
+    for key, parameter in net.named_parameters():
+        if family == "swinv2" and ".norm" in key and key.endswith("weight"):
+            nn.init.ones_(parameter)  # the norms after its blocks begin at 0, which would hide every change
+    return net
 
 
 def base(family: str) -> nn.Module:
@@ -87,7 +98,7 @@ def trained(variant: str, family: str) -> nn.Module:
 
 
 def images(family: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    side = int(FAMILIES[family][1].get("img_size", 64))  # type: ignore[call-overload]
+    side = int({**FAMILIES, **READERS}[family][1].get("img_size", 64))  # type: ignore[call-overload]
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 

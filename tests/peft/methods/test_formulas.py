@@ -1,0 +1,149 @@
+"""Methods of which no other library is at hand, against their formulas written out once more."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cvpeft.errors import AdapterError
+from cvpeft.peft.adapter import adapters
+from cvpeft.peft.inject import MethodSpec, inject, methods, probe
+from cvpeft.types import Site
+from tests.contracts.cases import base, sites
+
+LINEARS = [nn.Linear(6, 9) for _ in range(5)]
+PLACES = [(m, Site(f"blocks.{i}.fc", "mlp.fc1", "BNC")) for i, m in enumerate(LINEARS)]
+
+
+def built(name: str, places: list[tuple[nn.Module, Site]], **settings: object) -> list:
+    torch.manual_seed(0)
+    return methods()[name].build(copy.deepcopy(places), **settings)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 5])
+def test_tcurlora_is_the_inverse_transform_of_c_u_r(layers: int) -> None:
+    found = built("tcurlora", PLACES[:layers], rank=3)
+    stack = found[0].stack
+    nn.init.normal_(stack.core)
+    slices = torch.fft.rfft(torch.stack([m.weight for m in LINEARS[:layers]]), dim=0)
+    kept = torch.view_as_complex(stack.left)  # (F, O, R): columns of the slices themselves
+    assert all(any(torch.allclose(kept[..., i], slices[..., j]) for j in range(6)) for i in range(3))
+    core, right = torch.view_as_complex(stack.core), torch.view_as_complex(stack.right)
+    expected = torch.fft.irfft(kept @ core @ right, n=layers, dim=0)
+    for adapter, change in zip(found, expected, strict=True):
+        assert torch.allclose(adapter.change(), change, atol=1e-5)
+    assert len({id(adapter.stack) for adapter in found}) == 1
+
+
+def test_weights_of_one_shape_and_role_share_a_core() -> None:
+    net = base("deit")
+    inject(net, sites(net), [MethodSpec("tcurlora", settings={"rank": 2})])
+    stacks = {a.stack for stack in adapters(net).values() for a in stack}  # type: ignore[attr-defined]
+    assert len(stacks) == 4  # qkv, proj, fc1, fc2, each of two blocks
+    assert {stack.core.shape[0] for stack in stacks} == {2}
+
+
+def test_fact_cuts_weights_into_blocks_of_one_width() -> None:
+    tall, wide = nn.Linear(4, 12), nn.Linear(8, 4)
+    found = built("fact", [(tall, PLACES[0][1]), (wide, PLACES[1][1])], rank=3, scale=0.5)
+    pair = found[0].pair
+    assert found[1].pair is pair
+    nn.init.normal_(pair.V)
+    for adapter, (rows, columns) in zip(found, ((3, 1), (1, 2)), strict=True):
+        change = adapter.change()
+        for r in range(rows):
+            for c in range(columns):
+                block = change[4 * r : 4 * r + 4, 4 * c : 4 * c + 4]
+                assert torch.allclose(block, 0.5 * pair.U @ adapter.core[r, c] @ pair.V, atol=1e-6)
+    with pytest.raises(AdapterError, match="cannot be cut into squares"):
+        built("fact", [(nn.Linear(4, 6), PLACES[0][1])])
+
+
+def test_repadapter_works_in_groups_and_before_the_module() -> None:
+    (found,) = built("repadapter", PLACES[:1], width=4, scale=0.5)
+    for parameter in (found.A, found.B, found.a, found.b):
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 5, 6)
+    low = (x @ found.A.T + found.a).chunk(2, -1)
+    change = torch.cat([part @ B.T for part, B in zip(low, found.B, strict=True)], -1) + found.b
+    assert torch.allclose(found(x), found.base(x + 0.5 * change), atol=1e-5)
+    with pytest.raises(AdapterError, match="a convolution of"):
+        built("repadapter", [(nn.Conv2d(6, 6, 3), Site("c", "downsample", "NCHW"))])
+
+
+def test_prefixes_have_a_softmax_of_their_own() -> None:
+    net = base("deit")
+    inject(net, sites(net), [MethodSpec("prefix", settings={"tokens": 3})])
+    adapter = net.blocks[0].attn
+    with torch.no_grad():
+        adapter.gate.fill_(0.7)
+        x = torch.randn(2, 17, 32)
+        attention = adapter.base
+        q = attention.qkv(x)[..., :32].unflatten(-1, (2, 16)).transpose(1, 2)
+        keys, values = (t.expand(2, -1, -1, -1) for t in (adapter.keys, adapter.values))
+        seen = torch.tensor(0.7).tanh() * F.scaled_dot_product_attention(q, keys, values)
+        expected = attention(x) + F.linear(seen.transpose(1, 2).flatten(2), attention.proj.weight)
+        assert torch.allclose(adapter(x), expected, atol=1e-5)
+
+
+def test_partial_takes_the_last_blocks_and_what_follows() -> None:
+    for family, first, after in (("deit", "blocks.1.", "norm"), ("convnext", "stages.3.blocks.0.", "")):
+        net = base(family)
+        taken = inject(net, sites(net), [MethodSpec("partial")])
+        assert all(site.path.startswith(first) or site.path == after for site in taken)
+        assert {site.role for site in taken} >= {"mlp.fc1", "mlp.fc2"}
+    with pytest.raises(AdapterError, match="the last 3 of 2 blocks"):
+        inject(base("deit"), sites(base("deit")), [MethodSpec("partial", settings={"blocks": 3})])
+
+
+def test_bitfit_leaves_out_what_has_no_bias() -> None:
+    net = base("dinov3")
+    taken = {site.path for site in inject(net, sites(net), [MethodSpec("bitfit")])}
+    assert "blocks.0.attn.qkv" not in taken
+    assert {"blocks.0.attn.proj", "blocks.0.norm1", "blocks.1.mlp.fc2", "patch_embed.proj"} <= taken
+    with pytest.raises(AdapterError, match="has no bias"):
+        inject(base("dinov3"), sites(base("dinov3")), [MethodSpec("bitfit", ("attn.qkv",))])
+
+
+def test_unipelt_is_three_methods_of_which_lora_and_adapter_are_gated() -> None:
+    net = base("deit")
+    inject(net, sites(net), [MethodSpec("unipelt", settings={"rank": 3})])
+    found = {a.method: a for stack in adapters(net).values() for a in stack}
+    assert set(found) == {"lora", "prefix", "adapter"}
+    assert all(found[name].gate.sigmoid() == 0.5 for name in ("lora", "adapter"))  # type: ignore[union-attr]
+    assert found["lora"].change.B.shape == (2, 32, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["bitfit", "norm"], "norm at .* stands upon bitfit"),
+        (["lora", "dora"], "dora at .* stands upon lora"),
+    ],
+)
+def test_what_copies_or_multiplies_must_come_first(specs: list[str], message: str) -> None:
+    net = base("deit")
+    with pytest.raises(AdapterError, match=message):
+        inject(net, sites(net), [MethodSpec(name) for name in specs])
+    assert adapters(net) == {}
+
+
+@pytest.mark.parametrize("specs", [["lora", "lora_qkv"], ["lora_qkv", "lora"]])
+def test_two_methods_at_one_weight_are_told_by_the_probe(specs: list[str]) -> None:
+    """In weight space the module is not called: what stands at it would be passed by, or hide the weight."""
+    net = base("deit")
+    inject(net, sites(net), [MethodSpec(name) for name in specs])
+    with pytest.raises(AdapterError, match=r"lora_qkv at blocks\.0\.attn .* lora stands"):
+        probe(net, lambda: net(torch.zeros(1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "loha", "lokr", "lora_qkv"])
+@pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0.0}, {"alpha": -2.0}])
+def test_a_change_that_would_be_none_is_refused(name: str, settings: dict[str, float]) -> None:
+    net = base("deit")
+    with pytest.raises(AdapterError, match="Nothing would be trained"):
+        inject(net, sites(net), [MethodSpec(name, settings=settings)])
