@@ -1,0 +1,67 @@
+"""Every run on every run's photos, and the base that adapters leave as it was."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from cvpeft.cli import main
+from cvpeft.errors import ConfigError
+from cvpeft.eval.evaluate import evaluate_run
+from cvpeft.export.run import export_weights_run
+from cvpeft.study.cross import cross
+from cvpeft.train.loop import train
+from tests.helpers import ellipses, settings
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """City one trained whole; on its merged weights an adapter for city two, and city two trained whole."""
+    folder = tmp_path_factory.mktemp("cities")
+    for seed, city in enumerate(("one", "two")):
+        (folder / city).mkdir()
+        ellipses(folder / city, 4, seed=seed)
+        ellipses(folder / city, 2, name="val", seed=seed)
+    full = {"mode": "full", "methods": ()}
+    one = settings(folder / "one", run={"name": "one"}, peft=full)
+    train(one)
+    base = {**one.backbone.model_dump(), "weights": export_weights_run(folder / "one" / "runs" / "one")}
+    train(settings(folder / "two", run={"name": "lora"}, backbone=base))
+    train(settings(folder / "two", run={"name": "full"}, backbone=base, peft=full))
+    return {name: folder / city / "runs" / name for name, city in (("one", "one"), ("lora", "two"), ("full", "two"))}
+
+
+def rows(file: Path) -> dict[tuple[str, str], str]:
+    with file.open() as f:
+        return {(row["model"], row["city"]): row["AP50"] for row in csv.DictReader(f)}
+
+
+def test_an_adapter_switched_off_scores_as_the_base_did(runs: dict[str, Path], tmp_path: Path) -> None:
+    table = cross(list(runs.values()), tmp_path)
+    found = rows(tmp_path / "cities.csv")
+    assert {model for model, _ in found} == {"one", "lora", "base of lora", "full"}
+    assert {city for _, city in found} == {"one", "lora"}
+    for city in ("one", "lora"):
+        assert found["base of lora", city] == found["one", city]
+    text = table.read_text()
+    assert text.count("\n| ") == 5
+    assert "| base of lora |" in text
+
+
+def test_the_figures_are_those_of_eval(runs: dict[str, Path], tmp_path: Path) -> None:
+    cross([runs["lora"], runs["full"]], tmp_path)
+    folder = evaluate_run(runs["lora"], split="val")
+    assert (
+        float(rows(tmp_path / "cities.csv")["lora", "lora"])
+        == json.loads((folder / "metrics.json").read_text())["coco"]["AP50"]
+    )
+
+
+def test_one_run_is_no_table(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    with pytest.raises(ConfigError, match="name two or more"):
+        cross([runs["one"]], tmp_path)
+    assert main(["compare", "--out", str(tmp_path)]) == 2
+    assert "no config is named" in capsys.readouterr().err
