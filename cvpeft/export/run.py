@@ -19,10 +19,11 @@ from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError
 from cvpeft.eval.report import DEFAULT_THRESHOLD
 from cvpeft.export.verify import Tolerance, export_verified
-from cvpeft.files import replacing, unwritable
+from cvpeft.files import replacing, unwritable, write_whole
+from cvpeft.peft.foreign import to_hf
 from cvpeft.peft.merge import merge, unmergeable
 
-__all__ = ["export_onnx_run", "export_weights_run", "write_weights"]
+__all__ = ["export_hf_run", "export_onnx_run", "export_weights_run", "write_weights"]
 
 
 def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
@@ -86,6 +87,21 @@ def export_weights_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     }
     write_weights(target, plain.state_dict(), metadata)
     return target
+
+
+def export_hf_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
+    """Write run/export/peft, a folder that HF peft takes up on the same timm model; returns its tensors' file.
+
+    What was trained in neck and head is not among them: HF peft adapts the backbone alone.
+    AdapterError where the methods are not one that HF peft has.
+    """
+    loaded = load_run(run, overrides)
+    config, tensors = to_hf(loaded.model.backbone.body.net)  # type: ignore[union-attr,arg-type]
+    folder = run / "export" / "peft"
+    about = {"base_model_name_or_path": f"timm/{loaded.settings.backbone.name}"}
+    write_weights(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_whole(folder / "adapter_config.json", json.dumps(config | about, indent=1), "the adapter")
+    return folder / "adapter_model.safetensors"
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
