@@ -164,7 +164,10 @@ def _export(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "export", run_export, about, "cvpeft export runs/manhole_lora")
     parser.add_argument("run", type=Path, help="a run folder, or the config that it was trained from")
     parser.add_argument(
-        "--format", choices=("onnx", "weights"), default="onnx", help="weights: one safetensors, plain keys"
+        "--format",
+        choices=("onnx", "weights", "peft"),
+        default="onnx",
+        help="weights: one safetensors, plain keys; peft: a folder for HF peft on the same timm backbone",
     )
     _overrides(parser)
 
@@ -220,15 +223,19 @@ def run_summary(args: argparse.Namespace) -> int:
 
 
 def _compare(commands: argparse._SubParsersAction) -> None:
-    about = "Train one config in several modes and seeds, and print one table."
+    about = "Train one config in several modes, methods and seeds; or score cities' runs on each other's photos."
     parser = _add(
         commands,
         "compare",
         run_compare,
         about,
-        "cvpeft compare configs/potholes_lora.yaml --seeds 0 1 2 --out runs/table",
+        "cvpeft compare configs/potholes_lora.yaml --seeds 0 1 2 --out runs/table\n"
+        "  cvpeft compare --cities runs/berlin runs/lyon --out runs/cities",
     )
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument(
+        "--cities", nargs="+", type=Path, default=[], metavar="RUN", help="finished runs; no config then"
+    )
     parser.add_argument(
         "--modes", nargs="*", choices=("adapters", "full", "frozen"), default=["adapters", "full", "frozen"]
     )
@@ -245,8 +252,15 @@ def _compare(commands: argparse._SubParsersAction) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> int:
+    if args.cities:
+        from cvpeft.study.cross import cross
+
+        print(cross(args.cities, args.out).read_text())
+        return 0
     from cvpeft.study.compare import compare
 
+    if args.config is None:
+        raise ConfigError("CONFIG", "no config is named", fix="cvpeft compare configs/potholes_lora.yaml --out DIR")
     table = compare(
         args.config, modes=args.modes, methods=args.methods, seeds=args.seeds, overrides=args.overrides, out=args.out
     )
@@ -260,14 +274,23 @@ def _pretrain(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "pretrain", run_pretrain, about, example)
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, not there yet")
-    parser.add_argument("--crop-epochs", type=int, default=8)
+    parser.add_argument("--crop-epochs", type=int, default=8, help="of the backbone on crops, before the detector")
+    parser.add_argument("--formulas", type=int, default=0, help="classes of formula-drawn shapes among the crops")
+    parser.add_argument("--minutes", type=float, help="cut the epochs of both parts to what fits into this time")
     _overrides(parser)
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     from cvpeft.study.pretrain import pretrain
 
-    pretrain(args.config, args.out, crop_epochs=args.crop_epochs, overrides=args.overrides)
+    pretrain(
+        args.config,
+        args.out,
+        crop_epochs=args.crop_epochs,
+        formulas=args.formulas,
+        minutes=args.minutes,
+        overrides=args.overrides,
+    )
     return 0
 
 

@@ -22,7 +22,8 @@ README = Path(__file__).parents[1] / "README.md"
 @pytest.fixture(scope="module")
 def scale() -> type:
     """The method of the README's section on methods of one's own, as the registry takes it from its file."""
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "(Adapter)" in block]
     module = ModuleType("cvpeft.peft.methods.scale")
     sys.modules[module.__name__] = module
     exec(compile(code, str(README), "exec"), vars(module))

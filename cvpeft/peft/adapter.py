@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.types import Site
 
 __all__ = [
-    "Adapter", "BypassError", "Dense", "Place", "adapters", "canonical", "in_own_type", "output_width", "plain",
-    "tensors", "train_owned", "walk",
+    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "canonical", "in_own_type", "output_width",
+    "plain", "tensors", "train_owned", "walk", "weighted_sum",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -25,6 +27,25 @@ TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, Distributed
 
 class BypassError(AttributeError):
     """The model read an attribute of a replaced module instead of calling it."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """One Adapter as HF peft knows it.
+
+    kind: its `peft_type`. tensors: by their names below the module. settings: of the config, alike at every site.
+    rank, alpha: may differ from site to site; None where the kind has none. alpha_name: what the config calls alpha.
+    shared: tensors of all sites, by their whole names. lists: of the config, which every site may add its path to.
+    """
+
+    kind: str
+    tensors: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rank: int | None = None
+    alpha: float | None = None
+    alpha_name: str = "alpha"
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    lists: Sequence[str] = ()
 
 
 class Adapter(nn.Module):
@@ -81,6 +102,17 @@ class Adapter(nn.Module):
     def merged(self) -> nn.Module | None:
         """A new plain module with the change folded in; None where that is impossible. `.base` is plain when asked."""
         return None
+
+    def to_hf(self) -> Foreign | None:
+        """The same in the form that HF peft stores; None where it has no such method."""
+        return None
+
+    def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Own tensors of a weighted mix of several trained states of this Adapter: their weighted sum.
+
+        states: own tensors by their names below the Adapter. Override it where a sum of tensors is no sum of changes.
+        """
+        return weighted_sum(states, weights)
 
     def train(self, mode: bool = True) -> Self:
         train_owned(self, mode)
@@ -197,6 +229,16 @@ def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Name -> sum of weight times tensor over the states; tensors of whole numbers are those of the first."""
+    return {
+        key: sum((w * state[key] for w, state in zip(weights, states, strict=True)), torch.zeros_like(first))
+        if first.is_floating_point()
+        else first
+        for key, first in states[0].items()
+    }
 
 
 def in_own_type(module: nn.Module, x: Tensor) -> Tensor:

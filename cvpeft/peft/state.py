@@ -20,7 +20,7 @@ from cvpeft.errors import AdapterError, CheckpointError
 from cvpeft.files import write_whole
 from cvpeft.peft.adapter import Adapter, Dense, Place, tensors, walk
 
-__all__ = ["disabled", "fingerprint", "load_owned", "lr_factors", "owned", "save_owned", "undecayed"]
+__all__ = ["disabled", "fingerprint", "load_owned", "lr_factors", "owned", "read_owned", "save_owned", "undecayed"]
 
 
 def owned(model: nn.Module) -> dict[str, Tensor]:
@@ -112,6 +112,25 @@ def load_owned(file: Path, model: nn.Module) -> dict[str, str]:
     CheckpointError: a damaged file, or keys, shapes or types that are not exactly the model's; nothing is copied then.
     """
     content, metadata = _read(file)
+    target = _checked(file, content, model)
+    with torch.no_grad():
+        for key, tensor in target.items():
+            tensor.copy_(content[key])
+    return metadata
+
+
+def read_owned(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors, which `load_owned` would copy into the model; the model is left as it is.
+
+    CheckpointError: as there.
+    """
+    content, _ = _read(file)
+    _checked(file, content, model)
+    return content
+
+
+def _checked(file: Path, content: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The model's owned tensors; CheckpointError where they are not exactly those of the file."""
     target = owned(model)
     missing = [f"missing {key}" for key in sorted(target.keys() - content.keys())]
     foreign = [f"not in the model {key}" for key in sorted(content.keys() - target.keys())]
@@ -121,10 +140,7 @@ def load_owned(file: Path, model: nn.Module) -> dict[str, str]:
         for key, tensor in target.items()
         if _form(content[key]) != _form(tensor)
     ])  # fmt: skip
-    with torch.no_grad():
-        for key, tensor in target.items():
-            tensor.copy_(content[key])
-    return metadata
+    return target
 
 
 def _form(tensor: Tensor) -> str:

@@ -16,7 +16,7 @@ from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.eval.detect import detect_images
 from cvpeft.eval.evaluate import evaluate_run
-from cvpeft.export.run import export_onnx_run, export_weights_run
+from cvpeft.export.run import export_hf_run, export_onnx_run, export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.study.summary import summary
 from cvpeft.train.folder import is_finished
@@ -89,8 +89,9 @@ def _run_of(source: Path, overrides: Sequence[str]) -> Path:
 
 def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
     """Export a run and say what was proven; returns the file."""
-    if form == "weights":
-        file = export_weights_run(_run_of(run, overrides), overrides=overrides)
+    if form in {"weights", "peft"}:
+        write = export_weights_run if form == "weights" else export_hf_run
+        file = write(_run_of(run, overrides), overrides=overrides)
     else:
         file = export_onnx_run(_run_of(run, overrides), overrides=overrides)
         proof = json.loads((file.parent / "parity.json").read_text())

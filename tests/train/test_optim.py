@@ -9,7 +9,7 @@ from torch import nn
 from cvpeft.config import schema
 from cvpeft.detector.adapt import adapt, parts
 from cvpeft.detector.build import build_detector
-from cvpeft.peft.state import owned, undecayed
+from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine
 from tests.helpers import settings
 
@@ -39,6 +39,23 @@ def test_mode_full_gives_the_backbone_its_own_rate() -> None:
     tensors = {"w": nn.Parameter(torch.zeros(2, 2))}
     (group,) = param_groups(tensors, {"w": "backbone"}.__getitem__, LR, 0.0)
     assert (group["part"], group["lr"]) == ("backbone", 1e-4)
+
+
+def test_lora_plus_multiplies_the_rate_of_b_alone(tmp_path) -> None:
+    peft = {"methods": (schema.Method(name="lora", settings={"rank": 2, "b_lr_ratio": 16.0}),)}
+    s = settings(tmp_path, peft=peft)
+    model = build_detector(s, ("a",))
+    adapt(model, s.peft)
+    factors = lr_factors(model)
+    assert {key.rpartition(".")[2] for key in factors} == {"B"}
+    parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
+    groups = param_groups(parameters, parts(model, "adapters").__getitem__, LR, 0.05, frozenset(), factors)
+    name = {id(p): key for key, p in parameters.items()}
+    for group in groups:
+        for p in group["params"]:
+            expected = LR[group["part"]] * (16 if name[id(p)] in factors else 1)
+            assert group["lr"] == group["full_lr"] == expected, name[id(p)]
+    assert sum(group["factor"] == 16 for group in groups) == 1
 
 
 def test_prompts_are_not_decayed(tmp_path) -> None:

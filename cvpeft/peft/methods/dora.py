@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter
-from cvpeft.peft.weight_change import apply_weight, check_plain, drawn, matrix_shape
+from cvpeft.peft.adapter import Adapter, Foreign
+from cvpeft.peft.weight_change import apply_weight, check_plain, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
 
 __all__ = ["Dora"]
@@ -36,8 +36,7 @@ class Dora(Adapter):
         if isinstance(base, Adapter):
             what = f"dora at {site.path} stands upon {base.method}"
             raise AdapterError("DORA", what, why="it multiplies the weight itself", fix="list dora first")
-        if rank < 1:
-            raise AdapterError("DORA", f"rank {rank}", fix="set rank to 1 or more")
+        check_rank(self.method, rank, alpha)
         self.scale = 2.0 if alpha is None else alpha / rank
         rows, columns = matrix_shape(base)
         self.A, self.B = drawn(base, rank, columns), drawn(base, rows, rank, zero=True)
@@ -50,6 +49,15 @@ class Dora(Adapter):
         if bias is None:
             return y
         return y + (bias[:, None, None] if isinstance(base, nn.Conv2d) else bias).to(y.dtype)
+
+    def to_hf(self) -> Foreign:
+        A, B, row = self.A, self.B, self.magnitude
+        if isinstance(self.base, nn.Conv2d):
+            A, B = A.view(len(A), *self.base.weight.shape[1:]), B[:, :, None, None]  # type: ignore[assignment]
+            row = row[None, :, None, None]  # type: ignore[assignment]
+        tensors = {"lora_A.weight": A, "lora_B.weight": B, "lora_magnitude_vector": row}
+        rank = len(self.A)
+        return Foreign("LORA", tensors, {"use_dora": True}, rank, self.scale * rank, "lora_alpha")
 
     def merged(self) -> nn.Module:
         module = copy.deepcopy(self.base)

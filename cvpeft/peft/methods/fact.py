@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, plain
-from cvpeft.peft.weight_change import WeightChange, drawn, matrix_shape
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
 
 __all__ = ["FacT"]
@@ -31,8 +31,7 @@ class FacT(WeightChange):
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 16, scale: float = 1.0
     ) -> None:
         super().__init__(base, site)
-        if rank < 1:
-            raise AdapterError("FACT", f"rank {rank}", fix="set rank to 1 or more")
+        check_rank(self.method, rank)
         rows, columns = matrix_shape(base)
         width = _width(base)
         if rows % width or columns % width:

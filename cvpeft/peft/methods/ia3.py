@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.adapter import Adapter, Foreign, plain
 from cvpeft.peft.channels import along_channels, output_channels, scale_output
 from cvpeft.types import Site
 
@@ -43,6 +43,15 @@ class Ia3(Adapter):
             return y
         y = self.base(x)
         return y * along_channels(scale, y, module, self.site.layout)
+
+    def to_hf(self) -> Foreign:
+        scale = self._whole()
+        if isinstance(plain(self.base), nn.Conv2d):
+            return Foreign("IA3", {"ia3_l": scale[None, :, None, None]}, lists=self._lists())
+        return Foreign("IA3", {"ia3_l": scale[None] if self.scales_inputs else scale[:, None]}, lists=self._lists())
+
+    def _lists(self) -> tuple[str, ...]:
+        return ("feedforward_modules",) if self.scales_inputs else ()
 
     def merged(self) -> nn.Module:
         scale = self._whole().detach()

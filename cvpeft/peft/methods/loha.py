@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import plain
-from cvpeft.peft.weight_change import WeightChange, drawn, matrix_shape
+from cvpeft.peft.adapter import Foreign, plain
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
 
 __all__ = ["LoHa"]
@@ -25,8 +24,7 @@ class LoHa(WeightChange):
 
     def __init__(self, base: nn.Module, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
         super().__init__(base, site)
-        if rank < 1:
-            raise AdapterError("LOHA", f"rank {rank}", fix="set rank to 1 or more")
+        check_rank(self.method, rank, alpha)
         self.scale = 1.0 if alpha is None else alpha / rank
         rows, columns = matrix_shape(base)
         self.B1, self.B2 = drawn(base, rows, rank), drawn(base, rows, rank)
@@ -34,6 +32,11 @@ class LoHa(WeightChange):
         # Wide at the start, as in the paper: what multiplies the zero decides how fast it grows.
         for factor, deviation in ((self.B1, 1.0), (self.B2, 0.1), (self.A1, 1.0)):
             nn.init.normal_(factor, std=deviation)
+
+    def to_hf(self) -> Foreign:
+        tensors = {"hada_w1_a": self.B1, "hada_w1_b": self.A1, "hada_w2_a": self.B2, "hada_w2_b": self.A2}
+        rank = len(self.A1)
+        return Foreign("LOHA", tensors, {}, rank, self.scale * rank)
 
     def change(self) -> Tensor:
         matrix = self.scale * (self.B1 @ self.A1) * (self.B2 @ self.A2)  # (O, I k k)

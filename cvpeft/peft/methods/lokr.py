@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import plain
-from cvpeft.peft.weight_change import WeightChange, drawn
+from cvpeft.peft.adapter import Foreign, plain
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn
 from cvpeft.types import Site
 
 __all__ = ["LoKr"]
@@ -31,9 +31,10 @@ class LoKr(WeightChange):
         self, base: nn.Module, site: Site, *, rank: int = 8, alpha: float | None = None, factor: int = 0
     ) -> None:
         super().__init__(base, site)
-        if rank < 1 or factor < 0:
-            raise AdapterError("LOKR", f"rank {rank} with factor {factor}", fix="set rank from 1 and factor from 0")
-        self.scale = 1.0 if alpha is None else alpha / rank
+        check_rank(self.method, rank, alpha)
+        if factor < 0:
+            raise AdapterError("LOKR", f"factor {factor}", fix="set factor from 0")
+        self.factor, self.scale = factor, 1.0 if alpha is None else alpha / rank
         weight = plain(base).get_parameter("weight")
         outputs, inputs = weight.shape[:2]
         self.kernel = weight.shape[2:]
@@ -41,6 +42,16 @@ class LoKr(WeightChange):
         self.C = drawn(base, o1, i1, zero=True)
         self.B = drawn(base, outputs // o1, rank)
         self.A = drawn(base, rank, inputs // i1 * math.prod(self.kernel))
+
+    def to_hf(self) -> Foreign | None:
+        if self.factor:
+            return None  # HF peft cuts by another rule then
+        o2, i2 = len(self.B), self.A.shape[1] // math.prod(self.kernel)
+        rank = len(self.A)
+        tensors: dict[str, Tensor] = {"lokr_w1": self.C, "lokr_w2_a": self.B, "lokr_w2_b": self.A}
+        if rank >= max(o2, i2) / 2:  # HF peft then keeps the block itself
+            tensors = {"lokr_w1": self.C, "lokr_w2": (self.B @ self.A).view(o2, i2, *self.kernel)}
+        return Foreign("LOKR", tensors, {"decompose_factor": -1}, rank, self.scale * rank)
 
     def change(self) -> Tensor:
         block = (self.B @ self.A).view(len(self.B), -1, *self.kernel)  # (o2, i2, k, k)

@@ -21,6 +21,7 @@ and at 7 x 7 has ten times the parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, plain
-from cvpeft.peft.weight_change import folded
+from cvpeft.peft.adapter import Adapter, Foreign, plain
+from cvpeft.peft.weight_change import check_plain, check_rank, folded
 from cvpeft.types import Site
 
 __all__ = ["Lora"]
@@ -69,10 +70,10 @@ class Lora(Adapter):
     ) -> None:
         super().__init__(base, site)
         rank = RANKS[preset] if rank is None else rank
-        if rank < 1 or not 0 <= dropout < 1:
-            raise AdapterError("LORA", f"rank {rank} with dropout {dropout}", fix="rank from 1, dropout from 0 below 1")
-        if b_lr_ratio <= 0:
-            raise AdapterError("LORA", f"b_lr_ratio {b_lr_ratio}", fix="set it above 0; 16 is LoRA+'s")
+        check_rank(self.method, rank, alpha)
+        if not 0 <= dropout < 1 or b_lr_ratio <= 0:
+            what = f"dropout {dropout} with b_lr_ratio {b_lr_ratio}"
+            raise AdapterError("LORA", what, fix="set dropout from 0 below 1 and b_lr_ratio above 0")
         if scaling == "rank":
             self.scale = 2.0 if alpha is None else alpha / rank
         else:
@@ -101,21 +102,46 @@ class Lora(Adapter):
         scale = self.scale if self.gate is None else self.scale * self.gate.sigmoid().item()
         return folded(self.base, scale * self.change.weight())
 
+    def to_hf(self) -> Foreign | None:
+        change = self.change
+        if isinstance(change, _Depthwise):
+            return None
+        A, B = change.fused()
+        factor = 1.0 if self.gate is None else self.gate.sigmoid()
+        B = (factor * B).view(*B.shape, *[1] * (A.ndim - 2))
+        alpha = self.scale * len(A)
+        return Foreign("LORA", {"lora_A.weight": A, "lora_B.weight": B}, {}, len(A), alpha, "lora_alpha")
+
+    def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """The weighted sum of the changes B A, cut to the rank by its SVD: a sum of factors would mix their products.
+
+        AdapterError: gates or PiSSA's and OLoRA's starts, which are no part of B A.
+        """
+        if set(states[0]) != {"change.A", "change.B"}:
+            what = f"{self.site.path} holds {', '.join(states[0])}"
+            raise AdapterError("MIX", what, why="only a plain B A can be cut to its rank", fix="mix linearly")
+        total = sum(
+            (w * _product(s["change.A"], s["change.B"]) for w, s in zip(weights, states, strict=True)), torch.zeros(())
+        )
+        u, values, v = torch.linalg.svd(total, full_matrices=False)  # (n, O, .), (n, .), (n, ., I)
+        A, B = self.change.A, self.change.B
+        rank = B.shape[-1]
+        root = values[:, :rank].sqrt()
+        return {
+            "change.A": (root[..., None] * v[:, :rank]).reshape(A.shape),
+            "change.B": (u[..., :rank] * root[:, None]).view(B.shape),
+        }
+
     def _scale(self) -> float | Tensor:
         return self.scale if self.gate is None else self.scale * self.gate.sigmoid()
 
 
 def _change(base: nn.Module, site: Site, rank: int, parts: str) -> _Linear | _Parts | _Conv | _Depthwise:
-    if isinstance(base, nn.Linear) and type(base).forward is nn.Linear.forward:
+    check_plain("lora", base, site)
+    if isinstance(base, nn.Linear):
         return _Parts(base, rank, parts) if parts and site.role == "attn.qkv" else _Linear(base, rank)
-    if isinstance(base, nn.Conv2d) and type(base).forward is nn.Conv2d.forward:
-        if base.groups == 1:
-            return _Conv(base, rank)
-        if base.groups == base.in_channels == base.out_channels:
-            return _Depthwise(base, rank)
-        found = f"lora cannot take {site.path}, a Conv2d in {base.groups} groups"
-        raise AdapterError("LORA", found, fix="choose dense or depthwise convolutions")
-    raise AdapterError("LORA", f"lora cannot take {site.path}, a {type(base).__name__} with a forward of its own")
+    assert isinstance(base, nn.Conv2d)
+    return _Conv(base, rank) if base.groups == 1 else _Depthwise(base, rank)
 
 
 def _pair(base: nn.Linear | nn.Conv2d, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[nn.Parameter, nn.Parameter]:
@@ -123,6 +149,12 @@ def _pair(base: nn.Linear | nn.Conv2d, a: tuple[int, ...], b: tuple[int, ...]) -
     A = nn.Parameter(torch.empty(a, device=base.weight.device))
     nn.init.kaiming_uniform_(A, a=math.sqrt(5))
     return A, nn.Parameter(torch.zeros(b, device=base.weight.device))
+
+
+def _product(A: Tensor, B: Tensor) -> Tensor:
+    """(n, O, I k k): B A of each of the n parts of a qkv; elsewhere there is one."""
+    B = B if B.ndim == 3 else B[None]
+    return B @ A.reshape(len(B), B.shape[-1], -1)
 
 
 def _strongest(weight: Tensor, rank: int, init: Literal["pissa", "olora"]) -> tuple[Tensor, Tensor]:
@@ -170,6 +202,12 @@ class _Pair(nn.Module):
     def through(self, x: Tensor, base: Any, A: Tensor, B: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def fused(self) -> tuple[Tensor, Tensor]:
+        """A and B of one pair: of twice the rank where something is taken off."""
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], 1)
+
     def weight(self) -> Tensor:
         change = self.B.double() @ self.A.double().flatten(1)
         return change if self.A0 is None or self.B0 is None else change - self.B0.double() @ self.A0.double().flatten(1)
@@ -205,6 +243,12 @@ class _Parts(nn.Module):
         low = F.linear(x, (scale * self.A).to(x.dtype)).chunk(len(self.parts), -1)  # n of (..., R)
         change = {part: F.linear(a, b.to(x.dtype)) for part, a, b in zip(self.parts, low, self.B, strict=True)}
         return _rows(change)  # (..., O)
+
+    def fused(self) -> tuple[Tensor, Tensor]:
+        """One pair of n times the rank: each part's B in its own rows and columns."""
+        empty = self.B.new_zeros(self.B.shape[1], 0)
+        blocks = dict(zip(self.parts, self.B, strict=True))
+        return self.A, torch.block_diag(*(blocks.get(part, empty) for part in "qkv"))
 
     def weight(self) -> Tensor:
         pairs = zip(self.parts, self.A.double().chunk(len(self.parts)), self.B.double(), strict=True)

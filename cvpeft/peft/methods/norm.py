@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cvpeft.peft.adapter import Dense, in_own_type
+from cvpeft.peft.adapter import Dense, Foreign, in_own_type
 from cvpeft.types import Site
 
 __all__ = ["Norm"]
@@ -28,6 +28,9 @@ class Norm(Dense):
     @classmethod
     def choose(cls, places: Sequence[tuple[nn.Module, Site]], settings: Mapping[str, Any]) -> list[Site]:
         return [site for module, site in places if isinstance(module, cls.accepts)]
+
+    def to_hf(self) -> Foreign:
+        return Foreign("LN_TUNING", {f"ln_tuning_layers.{name}": t for name, t in self.trained.named_parameters()})
 
     def forward(self, x: Tensor) -> Tensor:
         return in_own_type(self.trained, x)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, plain
-from cvpeft.peft.weight_change import WeightChange, drawn, matrix_shape
+from cvpeft.peft.adapter import Adapter, Foreign, plain
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
 
 __all__ = ["Vera"]
@@ -32,8 +31,7 @@ class Vera(WeightChange):
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 64, start: float = 0.1
     ) -> None:
         super().__init__(base, site)
-        if rank < 1:
-            raise AdapterError("VERA", f"rank {rank}", fix="set rank to 1 or more")
+        check_rank(self.method, rank)
         self.rows, self.columns = matrix_shape(base)
         self.pair = pair or _Pair(base, rank, [(self.rows, self.columns)])
         self.b = drawn(base, self.rows, zero=True)
@@ -44,6 +42,11 @@ class Vera(WeightChange):
         shapes = [matrix_shape(base) for base, _ in places]
         pair = _Pair(places[0][0], settings.get("rank", 64), shapes)
         return [cls(base, site, pair, **settings) for base, site in places]
+
+    def to_hf(self) -> Foreign:
+        tensors = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}
+        shared = {f"base_model.vera_{name}": self.pair.get_buffer(name) for name in ("A", "B")}
+        return Foreign("VERA", tensors, {"save_projection": True}, len(self.d), shared=shared)
 
     def change(self) -> Tensor:
         A, B = self.pair.get_buffer("A")[:, : self.columns], self.pair.get_buffer("B")[: self.rows]
