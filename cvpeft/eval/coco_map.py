@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from cvpeft.errors import DataError
 
-__all__ = ["STATS", "CocoScore", "score", "subset"]
+__all__ = ["STATS", "CocoScore", "resampled", "score", "subset"]
 
 # The order of pycocotools' summary.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -87,6 +87,38 @@ def score(
         evaluation.accumulate()
         evaluation.summarize()
     return _gather(evaluation, ground_truth["categories"])
+
+
+def resampled(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, samples: int = 200, seed: int = 0
+) -> np.ndarray:
+    """(samples, 2) float64 AP and AP50 on as many images, drawn with replacement: the bootstrap over images.
+
+    The same images in the same order and the same seed give the same draws, whatever the results: differences between
+    two models are paired. nan where a draw holds no box. DataError as in `score`.
+    """
+    _check_annotation_ids(ground_truth["annotations"])
+    _check_results(ground_truth, results)
+    with redirect_stdout(io.StringIO()):
+        truth = _index(ground_truth, ground_truth["annotations"])
+        evaluation = COCOeval(truth, _index(ground_truth, _boxes(results)), "bbox")
+        p = evaluation.params
+        p.areaRng, p.areaRngLbl, p.maxDets = p.areaRng[:1], p.areaRngLbl[:1], p.maxDets[-1:]
+        evaluation.evaluate()
+        matched = np.array(evaluation.evalImgs, dtype=object).reshape(-1, len(evaluation.params.imgIds))  # (K, images)
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(matched.shape[1], size=(samples, matched.shape[1]))
+        return np.array([_mean_ap(evaluation, matched[:, chosen]) for chosen in drawn]).reshape(samples, 2)
+
+
+def _mean_ap(evaluation: COCOeval, matched: np.ndarray) -> tuple[float, float]:
+    """AP and AP50 of what `evaluate` found on some images, (K, images), one of them perhaps twice."""
+    evaluation.evalImgs = matched.ravel().tolist()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"]  # (T, R, K, 1, 1), -1 for a class without boxes
+    return tuple(
+        float(np.mean(part[part > -1])) if (part > -1).any() else np.nan for part in (precision, precision[:1])
+    )  # type: ignore[return-value]
 
 
 def subset(ground_truth: Mapping[str, Any], image_ids: Iterable[int]) -> dict[str, Any]:

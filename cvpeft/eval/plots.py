@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["confusion", "precision_recall"]
+__all__ = ["confusion", "precision_recall", "trade_off"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; then the same with other strokes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -68,6 +68,22 @@ def confusion(report: Mapping[str, Any]) -> bytes:
         axes.spines[:].set_visible(False)
         if len(counts) <= READABLE:
             _numbers(axes, counts, share)
+        return _png(figure)
+
+
+def trade_off(dots: Sequence[tuple[str, int, float, float]], title: str) -> bytes:
+    """PNG of AP against trained parameters; each dot is (label, parameters, AP, deviation over seeds)."""
+    with mpl.rc_context(_style()):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for (label, parameters, ap, deviation), colour in zip(dots, cycle(COLOURS), strict=False):
+            axes.errorbar(parameters, ap, yerr=deviation or None, fmt="o", color=colour, capsize=3, markersize=6)
+            axes.annotate(_plain(label), (parameters, ap), xytext=(7, 4), textcoords="offset points", color=colour)
+        axes.set(xscale="log", xlabel="trained parameters", ylabel="AP")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.25)
+        axes.set_title(f"{title}; bars: deviation over seeds", loc="left")
+        axes.grid(color=PALE, linewidth=0.6)
         return _png(figure)
 
 

@@ -6,63 +6,35 @@ what was interrupted goes on: the same command always completes the same table.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import safe_open
 
 from cvpeft.config import schema
 from cvpeft.config.load import dump, load
 from cvpeft.config.shipped import find_config
-from cvpeft.detector.saved import RESOLVED, WEIGHTS, read_config, run_folder
+from cvpeft.detector.saved import RESOLVED, read_config, run_folder
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, DataError, NumericalError, ResourceError
-from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
+from cvpeft.study.outcome import Outcome, read_outcome
+from cvpeft.study.table import write_tables
 from cvpeft.train.folder import data_digest, is_finished
 from cvpeft.train.loop import Interrupted
 
-__all__ = ["Outcome", "compare"]
+__all__ = ["compare"]
 
 PROGRAM = (sys.executable, "-m", "cvpeft.cli")
-PARTS = ("adapter", "backbone", "neck", "head")
 OWN = ("run.name", "run.seed", "run.dir", "peft.mode")  # settings that tell the runs apart
 KINDS: Mapping[int, type[CvpeftError]] = {
     kind.exit_code: kind for kind in (ConfigError, CheckpointError, ResourceError, NumericalError)
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one training took and reached.
-
-    adapter, backbone, neck, head: trained parameters. file_mib: of the adapter's safetensors. seconds: of training, the
-    evaluations left out. peak_memory_mib: of the process, or of the GPU. epoch: the one that val chose; 0 without val.
-    """
-
-    mode: str
-    seed: int
-    adapter: int
-    backbone: int
-    neck: int
-    head: int
-    file_mib: float
-    AP: float
-    AP50: float
-    seconds: float
-    peak_memory_mib: float
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +59,7 @@ def compare(
     overrides: Sequence[str] = (),
     out: Path,
 ) -> Path:
-    """Train what is missing and write out/table.md, table.csv (a row for each mode), runs.csv; returns out/table.md.
+    """Train what is missing and write out/table.md, .png, .csv (a row for each mode) and runs.csv; returns table.md.
 
     The runs lie in out/runs/MODE-seedN, or METHOD-seedN. overrides: `key=value` for all of them alike. AP is that of
     data.test where there is one, else of data.val. The table is written anew after each run.
@@ -108,8 +80,8 @@ def compare(
         if split == "test" and not (plan.folder / "eval" / "test" / "metrics.json").exists():
             _call("eval", str(plan.folder), "--split", "test", name=plan.settings.run.name)
         _check_protocol(plans)
-        outcomes.append(_outcome(plan, split))
-        _write_tables(out, outcomes, plans, command, split)
+        outcomes.append(read_outcome(plan.folder, plan.mode, plan.settings, split))
+        write_tables(out, outcomes, plans[0].settings, split, command=command, planned=len(plans))
     return out / "table.md"
 
 
@@ -231,151 +203,6 @@ def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-# Reading them
-
-
-def _outcome(plan: Plan, split: str) -> Outcome:
-    folder = plan.folder
-    meta = read_config(folder / "adapter")
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    training = [record for record in records if "seconds" in record]
-    figures = folder / "eval" / "test" / "metrics.json"
-    stats = json.loads(figures.read_text(encoding="utf-8"))["coco"] if split == "test" else meta.get("val")
-    if not training or not stats or stats["AP"] is None:
-        what = "the run has no figures: it logged no epoch, or there is no box to find"
-        raise CheckpointError("FIGURES", what, where=str(folder), fix=f"look at its metrics.jsonl and at data.{split}")
-    return Outcome(
-        mode=plan.mode,
-        seed=plan.settings.run.seed,
-        **_parameters(folder / "adapter" / WEIGHTS, meta["tensors"], meta.get("untrained", ())),
-        file_mib=(folder / "adapter" / WEIGHTS).stat().st_size / 2**20,
-        AP=stats["AP"],
-        AP50=stats["AP50"],
-        seconds=training[-1]["seconds"],
-        peak_memory_mib=max(record["peak_memory_mb"] for record in training),
-        epoch=meta.get("val", {}).get("epoch", 0),
-    )
-
-
-def _parameters(file: Path, tensors: Mapping[str, Sequence[str]], untrained: Collection[str]) -> dict[str, int]:
-    """Part -> number of trained parameters in the adapter file, by its header alone."""
-    with safe_open(file, framework="np") as source:
-        slices = {key: source.get_slice(key) for keys in tensors.values() for key in keys if key not in untrained}
-    sizes = {key: _count(s.get_shape()) for key, s in slices.items() if s.get_dtype().startswith("F")}
-    return {part: sum(sizes.get(key, 0) for key in tensors.get(part, ())) for part in PARTS}
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
-
-
-# The tables
-
-
-def _write_tables(out: Path, outcomes: Sequence[Outcome], plans: Sequence[Plan], command: str, split: str) -> None:
-    rows = _rows(outcomes, plans)
-    write_whole(out / "table.csv", _csv(rows))
-    write_whole(out / "runs.csv", _csv([{f.name: getattr(o, f.name) for f in fields(o)} for o in outcomes]))
-    write_whole(out / "table.md", _markdown(rows, outcomes, plans, command, split))
-
-
-def _rows(outcomes: Sequence[Outcome], plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """One row for each mode: counts and sizes of its first run, means and deviations over its seeds."""
-    rows = []
-    for mode in dict.fromkeys(outcome.mode for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.mode == mode]
-        first = mine[0]
-        methods = next(plan.settings.peft.methods for plan in plans if plan.mode == mode)
-        row: dict[str, Any] = {"mode": mode, "methods": " ".join(method.name for method in methods)}
-        row["seeds"] = " ".join(str(outcome.seed) for outcome in mine)
-        row |= {part: getattr(first, part) for part in PARTS} | {"file_mib": first.file_mib}
-        for name in ("AP", "AP50", "seconds", "peak_memory_mib"):
-            values = [getattr(outcome, name) for outcome in mine]
-            row[name] = statistics.fmean(values)
-            row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-        rows.append(row)
-    return rows
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-COLUMNS: Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]] = (
-    ("mode", lambda r: r["mode"] if r["methods"] in {"", r["mode"]} else f"{r['mode']} ({r['methods']})"),
-    ("seeds", lambda r: r["seeds"]),
-    ("adapter", lambda r: f"{r['adapter']:,}"),
-    ("backbone", lambda r: f"{r['backbone']:,}"),
-    ("neck", lambda r: f"{r['neck']:,}"),
-    ("head", lambda r: f"{r['head']:,}"),
-    ("file MiB", lambda r: f"{r['file_mib']:.2f}"),
-    ("AP", lambda r: _spread(r, "AP", 3)),
-    ("AP50", lambda r: _spread(r, "AP50", 3)),
-    ("seconds", lambda r: _spread(r, "seconds", 0)),
-    ("peak MiB", lambda r: _spread(r, "peak_memory_mib", 0)),
-)
-
-
-def _spread(row: Mapping[str, Any], name: str, digits: int) -> str:
-    sd = row[f"{name}_sd"]
-    return f"{row[name]:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
-
-
-def _markdown(
-    rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome], plans: Sequence[Plan], command: str, split: str
-) -> str:
-    cells = [[title for title, _ in COLUMNS], *([text(row) for _, text in COLUMNS] for row in rows)]
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
-    lines.insert(1, "|---|---|" + "--:|" * (len(COLUMNS) - 2))
-    header = [f"    {command}", "", *_machines(plans), f"Date: {datetime.now(UTC):%Y-%m-%d}.", ""]
-    caption = _caption(outcomes, plans, split)
-    return "\n".join([*header, *lines, "", *caption, ""])
-
-
-def _caption(outcomes: Sequence[Outcome], plans: Sequence[Plan], split: str) -> list[str]:
-    settings = plans[0].settings
-    files = ", ".join(file.name for file in getattr(settings.data, split))
-    where = f"AP and AP50 on data.{split} ({files})"
-    if split == "val" and settings.train.eval_every >= settings.train.epochs:
-        where += ", scored once, after the last epoch"
-    elif split == "val":
-        epochs = ", ".join(f"{o.mode}-seed{o.seed} {o.epoch}" for o in outcomes)
-        where += f". The same images chose the epoch ({epochs}), which flatters all modes a little"
-    lines = [
-        f"{where}.",
-        "Parameters are the trained ones, by part; the file holds all of them.",
-        "Seconds of training, evaluations left out; peak memory of the training process, or of the GPU.",
-    ]
-    if len({outcome.seed for outcome in outcomes}) > 1:
-        lines.append("Mean ± standard deviation over the seeds.")
-    if len(outcomes) < len(plans):
-        lines.append(f"**Not complete: {len(outcomes)} of {len(plans)} runs are done.**")
-    return lines
-
-
-def _machines(plans: Sequence[Plan]) -> list[str]:
-    """One line for the machine; a warning where the runs had several, as times and memory cannot be compared then."""
-    found: dict[str, list[str]] = {}
-    for plan in plans:
-        if (file := plan.folder / "env.json").exists():
-            env = json.loads(file.read_text(encoding="utf-8"))
-            text = f"{env['processor']}, {env['threads']} threads, device {env['device']}, "
-            text += f"{env['precision']}, Python {env['python']}, "
-            text += f"torch {env['versions']['torch']}, cvpeft {env['versions']['cvpeft']}"
-            found.setdefault(text, []).append(plan.settings.run.name)
-    lines = [
-        f"Machine: {text}." + (f" ({', '.join(names)})" if len(found) > 1 else "") for text, names in found.items()
-    ]
-    return lines + ["**Not one machine: seconds and memory cannot be compared.**"] * (len(found) > 1)
 
 
 def _told(

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cvpeft.errors import DataError
-from cvpeft.eval.coco_map import STATS, score, subset
+from cvpeft.eval.coco_map import STATS, resampled, score, subset
 from tests.eval.sets import CLASSES, found, perfect, random_set, truth
 
 
@@ -143,3 +143,43 @@ def test_subset_keeps_categories_and_own_boxes() -> None:
     assert [image["id"] for image in part["images"]] == [2, 3]
     assert [box["id"] for box in part["annotations"]] == [2, 3]
     assert part["categories"] == ground_truth["categories"]
+
+
+def copied(ground_truth: dict, results: list, chosen: list[int]) -> tuple[dict, list]:
+    """A set that really holds the chosen images, each drawn one as an image of its own."""
+    images = [ground_truth["images"][i] for i in chosen]
+    boxes = [
+        {**box, "image_id": n}
+        for n, image in enumerate(images, 1)
+        for box in ground_truth["annotations"]
+        if box["image_id"] == image["id"]
+    ]
+    whole = {
+        **ground_truth,
+        "images": [{**image, "id": n} for n, image in enumerate(images, 1)],
+        "annotations": [{**box, "id": i} for i, box in enumerate(boxes, 1)],
+    }
+    again = [{**r, "image_id": n} for n, image in enumerate(images, 1) for r in results if r["image_id"] == image["id"]]
+    return whole, again
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_redrawn_set_scores_as_if_its_images_had_been_copied(seed: int) -> None:
+    ground_truth, results = random_set(seed)
+    ground_truth = {**ground_truth, "images": sorted(ground_truth["images"], key=lambda image: image["id"])}
+    # without ties between images, whose order would be another one in the copy
+    results = [{**r, "score": r["score"] + 1e-6 * i} for i, r in enumerate(results)]
+    found_ap = resampled(ground_truth, results, samples=3, seed=seed)
+    count = len(ground_truth["images"])
+    for (ap, ap50), chosen in zip(found_ap, np.random.default_rng(seed).integers(count, size=(3, count)), strict=True):
+        expected = score(*copied(ground_truth, results, chosen.tolist()))
+        assert ap == pytest.approx(expected.AP, abs=1e-12)
+        assert ap50 == pytest.approx(expected.AP50, abs=1e-12)
+
+
+def test_draws_are_the_same_for_all_results_and_nan_without_a_box() -> None:
+    ground_truth, results = random_set(1)
+    assert np.array_equal(resampled(ground_truth, results, samples=5), resampled(ground_truth, results, samples=5))
+    assert (resampled(ground_truth, perfect(ground_truth), samples=5) == 1).all()
+    assert (resampled(ground_truth, [], samples=2) == 0).all()
+    assert np.isnan(resampled({**ground_truth, "annotations": []}, [], samples=2)).all()

@@ -118,6 +118,19 @@ def test_methods_are_rows_of_their_own_beside_the_modes(tmp_path: Path, calls: C
         compare(tmp_path / "tiny.yaml", modes=(), methods=("bitft",), out=tmp_path / "other")
 
 
+def test_intervals_and_advice_come_from_redrawn_images(done: Path) -> None:
+    table, text = rows(done / "out" / "table.csv"), (done / "out" / "table.md").read_text()
+    for row in table:
+        assert 0 <= float(row["AP_low"]) <= float(row["AP"]) + 0.05
+        assert float(row["AP"]) - 0.05 <= float(row["AP_high"]) <= 1
+        assert row["AP_of_full"] == ""
+        assert 0 < float(row["step_seconds"]) < float(row["seconds"])
+    advice = text.strip().splitlines()[-1]
+    assert advice.startswith("On these images take adapters (lora): AP ")
+    assert re.search(r"better than a frozen backbone in \d+% of the draws\. Fewer than three seeds", advice)
+    assert (done / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_table_says_how_it_was_made(done: Path) -> None:
     text = (done / "out" / "table.md").read_text()
     assert f"cvpeft compare {done}/tiny.yaml --modes adapters frozen --seeds 0 1 --out {done}/out" in text

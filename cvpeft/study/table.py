@@ -1,0 +1,174 @@
+"""Outcomes of many trainings -> one table as Markdown and CSV, a picture, and a sentence of advice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvpeft.config import schema
+from cvpeft.eval.plots import trade_off
+from cvpeft.files import write_whole
+from cvpeft.study.outcome import PARTS, Outcome
+
+__all__ = ["write_tables"]
+
+Row = Mapping[str, Any]
+FIGURES = ("AP", "AP50", "seconds", "step_seconds", "peak_memory_mib")
+SURE = 0.95  # share of the redrawn image sets that an interval holds, and that a difference must show in
+
+
+def write_tables(
+    out: Path, outcomes: Sequence[Outcome], settings: schema.Settings, split: str, *, command: str, planned: int
+) -> None:
+    """Write out/table.md, table.csv, table.png (a row, a dot for each mode) and runs.csv.
+
+    settings: of any of the runs, whose data and training are those of all. planned: how many runs there will be.
+    """
+    rows = _rows(outcomes)
+    write_whole(out / "table.csv", _csv(rows))
+    kept = [f.name for f in fields(Outcome) if f.name != "samples"]
+    write_whole(out / "runs.csv", _csv([{name: getattr(o, name) for name in kept} for o in outcomes]))
+    write_whole(out / "table.png", trade_off([_dot(row) for row in rows], f"AP on data.{split}"))
+    write_whole(out / "table.md", _markdown(rows, outcomes, _caption(outcomes, settings, split, planned), command))
+
+
+def _rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """One row for each mode: counts and sizes of its first run, means and deviations over its seeds."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.mode, []).append(outcome)
+    rows = [_row(mine) for mine in groups.values()]
+    full = next((row["AP"] for row in rows if row["mode"] == "full"), None)
+    return [{**row, "AP_of_full": row["AP"] / full if full else None} for row in rows]
+
+
+def _row(mine: Sequence[Outcome]) -> dict[str, Any]:
+    first = mine[0]
+    row: dict[str, Any] = {"mode": first.mode, "methods": first.methods}
+    row["seeds"] = " ".join(str(outcome.seed) for outcome in mine)
+    row |= {part: getattr(first, part) for part in PARTS} | {"file_mib": first.file_mib}
+    for name in FIGURES:
+        values = [getattr(outcome, name) for outcome in mine]
+        row[name] = statistics.fmean(values)
+        row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    low, high = np.quantile(_redrawn(mine), [(1 - SURE) / 2, (1 + SURE) / 2])
+    return {**row, "AP_low": float(low), "AP_high": float(high)}
+
+
+def _redrawn(mine: Sequence[Outcome]) -> np.ndarray:
+    """(S,) mean AP over the seeds on each of the redrawn image sets, which are the same for all modes."""
+    return np.asarray(np.mean([outcome.samples[:, 0] for outcome in mine], axis=0))
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _dot(row: Row) -> tuple[str, int, float, float]:
+    """Label, trained parameters, AP and its deviation, 0 where there is one seed."""
+    return _label(row), sum(row[part] for part in PARTS), row["AP"], row["AP_sd"] or 0.0
+
+
+COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
+    ("mode", lambda r: _label(r)),
+    ("seeds", lambda r: r["seeds"]),
+    *((part, lambda r, part=part: f"{r[part]:,}") for part in PARTS),
+    ("file MiB", lambda r: f"{r['file_mib']:.2f}"),
+    ("AP", lambda r: _spread(r, "AP", 3)),
+    ("over images", lambda r: f"{r['AP_low']:.3f} to {r['AP_high']:.3f}"),
+    ("% of full", lambda r: "" if r["AP_of_full"] is None else f"{100 * r['AP_of_full']:.0f}"),
+    ("AP50", lambda r: _spread(r, "AP50", 3)),
+    ("seconds", lambda r: _spread(r, "seconds", 0)),
+    ("s a step", lambda r: f"{r['step_seconds']:.2f}"),
+    ("peak MiB", lambda r: _spread(r, "peak_memory_mib", 0)),
+)
+
+
+def _label(row: Row) -> str:
+    return str(row["mode"] if row["methods"] in {"", row["mode"]} else f"{row['mode']} ({row['methods']})")
+
+
+def _spread(row: Row, name: str, digits: int) -> str:
+    sd = row[f"{name}_sd"]
+    return f"{row[name]:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
+
+
+def _markdown(rows: Sequence[Row], outcomes: Sequence[Outcome], caption: Sequence[str], command: str) -> str:
+    cells = [[title for title, _ in COLUMNS], *([text(row) for _, text in COLUMNS] for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    lines.insert(1, "|---|---|" + "--:|" * (len(COLUMNS) - 2))
+    header = [f"    {command}", "", *_machines(outcomes), f"Date: {datetime.now(UTC):%Y-%m-%d}.", ""]
+    return "\n".join([*header, *lines, "", *caption, *_advice(rows, outcomes), ""])
+
+
+def _caption(outcomes: Sequence[Outcome], settings: schema.Settings, split: str, planned: int) -> list[str]:
+    files = ", ".join(file.name for file in getattr(settings.data, split))
+    where = f"AP and AP50 on data.{split} ({files})"
+    if split == "val" and settings.train.eval_every >= settings.train.epochs:
+        where += ", scored once, after the last epoch"
+    elif split == "val":
+        epochs = ", ".join(f"{o.name} {o.epoch}" for o in outcomes)
+        where += f". The same images chose the epoch ({epochs}), which flatters all modes a little"
+    lines = [
+        f"{where}.",
+        f"Over images: where AP lies in {SURE:.0%} of {len(outcomes[0].samples)} draws of as many images, some twice.",
+        "Parameters are the trained ones, by part; the file holds all of them.",
+        "Seconds of training, evaluations left out; peak memory of the training process, or of the GPU.",
+    ]
+    if len({outcome.seed for outcome in outcomes}) > 1:
+        lines.append("Mean ± standard deviation over the seeds.")
+    if len(outcomes) < planned:
+        lines.append(f"**Not complete: {len(outcomes)} of {planned} runs are done.**")
+    return lines
+
+
+def _machines(outcomes: Sequence[Outcome]) -> list[str]:
+    """One line for the machine; a warning where the runs had several, as times and memory cannot be compared then."""
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.machine:
+            found.setdefault(outcome.machine, []).append(outcome.name)
+    lines = [
+        f"Machine: {text}." + (f" ({', '.join(names)})" if len(found) > 1 else "") for text, names in found.items()
+    ]
+    return lines + ["**Not one machine: seconds and memory cannot be compared.**"] * (len(found) > 1)
+
+
+def _advice(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
+    """Which row to take on these data: the smallest file among those that are not surely worse than the best."""
+    taken = [row for row in rows if row["adapter"]]
+    if not taken or len(rows) < 2:
+        return []
+    samples = {row["mode"]: _redrawn([o for o in outcomes if o.mode == row["mode"]]) for row in rows}
+    best = max(taken, key=lambda row: row["AP"])
+    equal = [row for row in taken if np.mean(samples[best["mode"]] > samples[row["mode"]]) < SURE]
+    chosen = min(equal, key=lambda row: row["file_mib"])
+    text = f"On these images take {_label(chosen)}: AP {_spread(chosen, 'AP', 3)} from {chosen['adapter']:,} parameters"
+    if chosen is not best:
+        text += f"; {_label(best)} reaches {_spread(best, 'AP', 3)}, which these images cannot tell apart"
+    parts = [text + _against(chosen, rows, samples)]
+    if len(chosen["seeds"].split()) < 3:
+        parts.append("Fewer than three seeds: another seed may turn this round.")
+    return ["", " ".join(parts)]
+
+
+def _against(chosen: Row, rows: Sequence[Row], samples: Mapping[str, np.ndarray]) -> str:
+    """How it stands to full fine-tuning and to a frozen backbone, as far as they are in the table."""
+    told = ""
+    for name, other in (("full", "full fine-tuning"), ("frozen", "a frozen backbone")):
+        if any(row["mode"] == name for row in rows):
+            share = float(np.mean(samples[chosen["mode"]] > samples[name]))
+            told += f"; better than {other} in {share:.0%} of the draws"
+    return f"{told}."
