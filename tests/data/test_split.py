@@ -1,0 +1,131 @@
+"""What belongs together lies in one part, and each part has its share of everything."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cvpeft.cli import main
+from cvpeft.data.coco import load_coco
+from cvpeft.data.split import leave_out, split_json
+from cvpeft.errors import DataError
+
+HALVES = {"a": 0.5, "b": 0.5}
+
+
+def coco(folder: Path, sections: int = 12, each: int = 5) -> Path:
+    """A road in sections: every third image has a crack, every fourth none of both classes."""
+    images, boxes = [], []
+    for number in range(1, sections * each + 1):
+        section = (number - 1) // each
+        name = f"s{section}/{number}.jpg"
+        images.append({"id": number, "file_name": name, "width": 64, "height": 48, "section": f"S{section}"})
+        for label in [] if number % 4 == 0 else [1, 2] if number % 3 == 0 else [1]:
+            box = {"bbox": [4, 4, 20, 20], "area": 400, "iscrowd": 0}
+            boxes.append({"id": len(boxes) + 1, "image_id": number, "category_id": label, **box})
+    categories = [{"id": 1, "name": "pothole"}, {"id": 2, "name": "crack"}]
+    file = folder / "train.json"
+    content = {"info": {"from": "a test"}, "images": images, "annotations": boxes, "categories": categories}
+    file.write_text(json.dumps(content))
+    return file
+
+
+def names(file: Path, field: str = "file_name") -> set[str]:
+    return {image[field] for image in json.loads(file.read_text())["images"]}
+
+
+@pytest.mark.parametrize("by", ["section", "folder"])
+def test_groups_are_never_cut(tmp_path: Path, by: str) -> None:
+    file = coco(tmp_path)
+    before = file.read_bytes()
+    parts = split_json(file, {"kept": 0.75, "held": 0.25}, by=by)
+    kept, held = (names(part.file, "section") for part in parts)
+    assert not kept & held
+    assert [part.file.name for part in parts] == ["train_kept.json", "train_held.json"]
+    assert [(part.images, part.groups) for part in parts] == [(45, 9), (15, 3)]
+    assert names(parts[0].file) | names(parts[1].file) == names(file)
+    assert file.read_bytes() == before
+    assert json.loads(parts[0].file.read_text())["info"] == {"from": "a test"}
+
+
+def test_classes_and_negatives_are_shared_out_too(tmp_path: Path) -> None:
+    kept, held = split_json(coco(tmp_path, sections=60, each=1), {"kept": 0.8, "held": 0.2})
+    assert (kept.images, held.images) == (48, 12)
+    assert (kept.negatives, held.negatives) == (12, 3)
+    assert kept.boxes == {"pothole": 36, "crack": 12}
+    assert held.boxes == {"pothole": 9, "crack": 3}
+
+
+def test_the_seed_decides_and_repeats(tmp_path: Path) -> None:
+    found = []
+    for run, seed in enumerate((0, 0, 1)):
+        (tmp_path / str(run)).mkdir()
+        found.append(names(split_json(coco(tmp_path / str(run)), HALVES, by="section", seed=seed)[0].file))
+    assert found[0] == found[1] != found[2]
+
+
+def test_roboflows_copies_of_a_photo_stay_together(tmp_path: Path) -> None:
+    file = coco(tmp_path, sections=40, each=1)
+    content = json.loads(file.read_text())
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = f"photo{i // 4}_jpg.rf.{'abcd'[i % 4] * 8}.jpg"
+    file.write_text(json.dumps(content))
+    one, other = split_json(file, HALVES)
+    photos = [{name.split("_")[0] for name in names(part.file)} for part in (one, other)]
+    assert not photos[0] & photos[1]
+    assert one.groups == other.groups == 5
+
+
+def test_one_city_may_be_left_out(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    inside, rest = leave_out(file, "section", "S3")
+    assert (inside.file.name, rest.file.name) == ("train_S3.json", "train_without_S3.json")
+    assert names(inside.file, "section") == {"S3"}
+    assert "S3" not in names(rest.file, "section")
+    assert inside.images + rest.images == 60
+    with pytest.raises(DataError, match="no image's section is S99"):
+        leave_out(file, "section", "S99")
+
+
+@pytest.mark.parametrize(
+    ("shares", "by", "told"),
+    [
+        ({"a": 1.0}, "", "the parts are a=1"),
+        ({"a": 0.7, "b": 0.7}, "", "a=0.7 b=0.7"),
+        (HALVES, "city", r"has no field 'city'.*section"),
+        ({f"p{i}": 1 / 16 for i in range(16)}, "section", "12 groups leave nothing for"),
+    ],
+)
+def test_what_makes_no_split_is_refused(tmp_path: Path, shares: dict[str, float], by: str, told: str) -> None:
+    file = coco(tmp_path)
+    with pytest.raises(DataError, match=told):
+        split_json(file, shares, by=by)
+    assert [f.name for f in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_a_file_in_the_way_is_not_lost_and_a_repeat_is_none(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    split_json(file, HALVES, by="section")
+    split_json(file, HALVES, by="section")
+    (tmp_path / "train_a.json").write_text("mine")
+    with pytest.raises(DataError, match="another file has this name"):
+        split_json(file, HALVES, by="section")
+    assert (tmp_path / "train_a.json").read_text() == "mine"
+
+
+def test_the_command_tells_what_lies_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = coco(tmp_path)
+    assert main(["data", "split", str(file), "--by", "section", "--parts", "kept=0.75", "held=0.25"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"train_kept\.json: 45 images in 9 groups, 1\d without boxes, pothole 3\d, crack 1\d\n", told)
+    for name in ("kept", "held"):
+        for image in json.loads((tmp_path / f"train_{name}.json").read_text())["images"]:
+            (tmp_path / image["file_name"]).parent.mkdir(exist_ok=True)
+            (tmp_path / image["file_name"]).touch()
+        assert load_coco([tmp_path / f"train_{name}.json"]).classes == ("pothole", "crack")
+    assert main(["data", "split", str(file), "--by", "section", "--leave-out", "S1"]) == 0
+    assert main(["data", "split", str(file), "--parts", "kept"]) == 2
+    assert "kept" in capsys.readouterr().err
