@@ -273,6 +273,17 @@ def _compare(commands: argparse._SubParsersAction) -> None:
         help="each alone, at its defaults (cvpeft summary --methods)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--sweep-lr",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="FACTOR",
+        help="learning rates that each row tries first",
+    )
+    parser.add_argument(
+        "--held-out", nargs=2, type=Path, metavar=("TRAIN", "VAL"), help="on these json files (cvpeft data split)"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
 
@@ -283,12 +294,22 @@ def run_compare(args: argparse.Namespace) -> int:
 
         print(cross(args.cities, args.out).read_text())
         return 0
-    from cvpeft.study.compare import compare
+    from cvpeft.study.compare import Sweep, compare
 
     if args.config is None:
         raise ConfigError("CONFIG", "no config is named", fix="cvpeft compare configs/potholes_lora.yaml --out DIR")
+    if bool(args.sweep_lr) != bool(args.held_out):
+        what, why = "--sweep-lr and --held-out belong together", "Rates chosen on the scored images would flatter"
+        raise ConfigError("SWEEP", what, why=why, fix="make the two json files with cvpeft data split")
+    sweep = Sweep(tuple(args.sweep_lr), *args.held_out) if args.sweep_lr else None
     table = compare(
-        args.config, modes=args.modes, methods=args.methods, seeds=args.seeds, overrides=args.overrides, out=args.out
+        args.config,
+        modes=args.modes,
+        methods=args.methods,
+        seeds=args.seeds,
+        overrides=args.overrides,
+        out=args.out,
+        sweep=sweep,
     )
     print(table.read_text())
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from cvpeft.config.load import load
+from cvpeft.errors import ConfigError
 from cvpeft.peft import inject as room
 from cvpeft.peft.inject import MethodSpec, freeze, inject, probe
 from cvpeft.peft.merge import merge
@@ -20,23 +22,37 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def scale() -> type:
-    """The method of the README's section on methods of one's own, as the registry takes it from its file."""
+def scale(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The method of the README's section on methods of one's own, dropped as a file into a folder of methods."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     (code,) = [block for block in blocks if "(Adapter)" in block]
-    module = ModuleType("cvpeft.peft.methods.scale")
-    sys.modules[module.__name__] = module
-    exec(compile(code, str(README), "exec"), vars(module))
-    yield room._method_of(module)
-    del sys.modules[module.__name__]
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "scale.py").write_text(code, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room.folder, "__path__", [*room.folder.__path__, str(folder)])
+        room.methods.cache_clear()
+        yield "scale"
+    room.methods.cache_clear()
+    sys.modules.pop("cvpeft.peft.methods.scale", None)
+
+
+def test_the_file_alone_makes_it_a_method_of_configs(tmp_path: Path, scale: str) -> None:
+    assert scale in room.methods()
+    file = tmp_path / "one.yaml"
+    file.write_text("data: {train: train.json}\npeft: {methods: [{scale: {start: 1.5, targets: [mlp.fc2]}}]}\n")
+    (method,) = load(file, methods=room.signatures()).peft.methods
+    assert (method.name, method.targets, method.settings) == ("scale", ("mlp.fc2",), {"start": 1.5})
+    file.write_text("data: {train: train.json}\npeft: {methods: [{scale: {strat: 1.5}}]}\n")
+    with pytest.raises(ConfigError, match=r"strat.*did you mean .*start"):
+        load(file, methods=room.signatures())
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "dinov3", "convnext", "swin"])
-def test_the_example_of_a_method_in_one_file_keeps_the_contracts(tmp_path: Path, scale: type, family: str) -> None:
+def test_the_example_of_a_method_in_one_file_keeps_the_contracts(tmp_path: Path, scale: str, family: str) -> None:
     net, x = cases.base(family), cases.images(family)
     plain = cases.features(net, x)
     lora = MethodSpec("lora", settings={"rank": 2})
-    inject(net, cases.sites(net), [lora, MethodSpec("scale")], registry={**room.methods(), "scale": scale})
+    inject(net, cases.sites(net), [lora, MethodSpec(scale)])
     freeze(net)
     probe(net, lambda: cases.features(net, x))
     assert torch.equal(cases.features(net, x), plain)

@@ -22,19 +22,60 @@ from cvpeft.config.load import dump, load
 from cvpeft.config.shipped import find_config
 from cvpeft.detector.saved import RESOLVED, read_config, run_folder
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, DataError, NumericalError, ResourceError
+from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
 from cvpeft.study.outcome import Outcome, read_outcome
-from cvpeft.study.table import write_tables
+from cvpeft.study.table import csv_text, write_tables
 from cvpeft.train.folder import data_digest, is_finished
 from cvpeft.train.loop import Interrupted
 
-__all__ = ["compare"]
+__all__ = ["Sweep", "compare"]
 
 PROGRAM = (sys.executable, "-m", "cvpeft.cli")
 OWN = ("run.name", "run.seed", "run.dir", "peft.mode")  # settings that tell the runs apart
 KINDS: Mapping[int, type[CvpeftError]] = {
     kind.exit_code: kind for kind in (ConfigError, CheckpointError, ResourceError, NumericalError)
 }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What each row tries first, with the first seed: multiples of the learning rate of what it trains in the backbone.
+
+    train, val: COCO json files, parts of the training data (`cvpeft data split`), so that no scored image is seen.
+    """
+
+    factors: tuple[float, ...]
+    train: Path
+    val: Path
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `compare`."""
+
+    config: Path
+    modes: Sequence[str]
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    overrides: Sequence[str]
+    out: Path
+    sweep: Sweep | None
+
+    @property
+    def rows(self) -> list[str]:
+        return [*self.methods, *self.modes]
+
+    @property
+    def command(self) -> str:
+        """The command that makes this table."""
+        parts = ["cvpeft", "compare", str(self.config), *(("--methods", *self.methods) if self.methods else ())]
+        parts += ["--modes", *self.modes, "--seeds", *map(str, self.seeds), "--out", str(self.out)]
+        if s := self.sweep:
+            parts += ["--sweep-lr", *(f"{factor:g}" for factor in s.factors), "--held-out", str(s.train), str(s.val)]
+        for text in self.overrides:
+            parts += ["--set", text]
+        return shlex.join(parts)
 
 
 @dataclass(frozen=True)
@@ -58,20 +99,26 @@ def compare(
     seeds: Sequence[int] = (0,),
     overrides: Sequence[str] = (),
     out: Path,
+    sweep: Sweep | None = None,
 ) -> Path:
     """Train what is missing and write out/table.md, .png, .csv (a row for each mode) and runs.csv; returns table.md.
 
     The runs lie in out/runs/MODE-seedN, or METHOD-seedN. overrides: `key=value` for all of them alike. AP is that of
     data.test where there is one, else of data.val. The table is written anew after each run.
     methods: names of methods, each of which is compared alone at its defaults, in place of what the config names.
+    sweep: each row first finds its learning rate, all with the same budget; out/sweep.csv holds what was tried.
     ConfigError: nothing to compare, or a run in `out` has another config or other data than these.
     Interrupted: a signal came; the run at hand has saved its state. Other errors are those of a training that failed.
     """
-    plans = _plans(config, modes, methods, seeds, overrides, out)
+    asked = _Asked(config, modes, methods, seeds, overrides, out, sweep)
+    plans = _plans(asked, {})
     split = _split(plans[0].settings)
-    command = _told(config, modes, methods, seeds, overrides, out)
-    _check_protocol(plans)
+    if not sweep:
+        _check_protocol(plans)
     _make_needs(plans[0].settings)
+    factors = _swept(asked, sweep) if sweep else {}
+    plans = _plans(asked, factors)
+    _check_protocol(plans)
     outcomes: list[Outcome] = []
     for number, plan in enumerate(plans, 1):
         print(f"[{number}/{len(plans)}] {plan.settings.run.name}", file=sys.stderr)
@@ -81,44 +128,102 @@ def compare(
             _call("eval", str(plan.folder), "--split", "test", name=plan.settings.run.name)
         _check_protocol(plans)
         outcomes.append(read_outcome(plan.folder, plan.mode, plan.settings, split))
-        write_tables(out, outcomes, plans[0].settings, split, command=command, planned=len(plans))
+        write_tables(
+            out, outcomes, plans[0].settings, split, command=asked.command, planned=len(plans),
+            notes=_notes(sweep, factors, plans),
+        )  # fmt: skip
     return out / "table.md"
 
 
 # Which trainings
 
 
-def _plans(
-    config: Path,
-    modes: Sequence[str],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    out: Path,
-) -> list[Plan]:
-    """Method by method and mode by mode; all configs are read before the first training begins."""
-    rows = [*methods, *modes]
+def _plans(asked: _Asked, factors: Mapping[str, float]) -> list[Plan]:
+    """Method by method and mode by mode; all configs are read before the first training begins.
+
+    factors: row -> multiple of its learning rate; 1 where it is not named.
+    """
+    rows, seeds = asked.rows, asked.seeds
     if not rows or not seeds or len(set(rows)) < len(rows) or len(set(seeds)) < len(seeds):
-        what = f"methods {list(methods)}, modes {list(modes)} and seeds {list(seeds)} make no comparison"
+        what = f"methods {list(asked.methods)}, modes {list(asked.modes)} and seeds {list(seeds)} make no comparison"
         raise ConfigError("COMPARE", what, fix="give at least one of each, and none twice")
-    for text in overrides:
+    for text in asked.overrides:
         if (key := text.partition("=")[0].strip()) in OWN or key == "run":
             raise ConfigError("COMPARE", f"the override {key} is set by the comparison itself", fix="leave it out")
-    path, _ = find_config(config)
-    plans = []
-    for row in rows:
-        for seed in seeds:
-            chosen = (f"peft.methods=[{row}]", "peft.mode=adapters") if row in methods else (f"peft.mode={row}",)
-            own = (*chosen, f"run.seed={seed}", f"run.name={row}-seed{seed}", f"run.dir={_yaml(out)}")
-            settings = load(path, [*overrides, *own], methods=signatures())
-            plans.append(Plan(row, settings, (*overrides, *own)))
+    plans = [
+        _plan(asked, row, f"{row}-seed{seed}", asked.out / "runs", seed, factors.get(row, 1.0))
+        for row in rows
+        for seed in seeds
+    ]
     if not all(plan.settings.peft.methods for plan in plans if plan.mode == "adapters"):
-        raise ConfigError("COMPARE", "peft.methods is empty", where=str(path), why="Mode adapters would be frozen")
+        where = str(find_config(asked.config)[0])
+        raise ConfigError("COMPARE", "peft.methods is empty", where=where, why="Mode adapters would be frozen")
     return plans
 
 
-def _yaml(out: Path) -> str:
-    return json.dumps(str(out.absolute() / "runs"), ensure_ascii=False)  # a JSON text is YAML, whatever it holds
+def _plan(
+    asked: _Asked, row: str, name: str, folder: Path, seed: int, factor: float, extra: Sequence[str] = ()
+) -> Plan:
+    path, _ = find_config(asked.config)
+    chosen = (f"peft.methods=[{row}]", "peft.mode=adapters") if row in asked.methods else (f"peft.mode={row}",)
+    own = (*chosen, f"run.seed={seed}", f"run.name={name}", f"run.dir={_yaml(folder)}", *extra)
+    texts = (*asked.overrides, *own)
+    settings = load(path, texts, methods=signatures())
+    if factor != 1:
+        part = _swept_part(row)
+        texts = (*texts, f"train.lr.{part}={getattr(settings.train.lr, part) * factor:.6g}")
+        settings = load(path, texts, methods=signatures())
+    return Plan(row, settings, texts)
+
+
+def _yaml(path: Path) -> str:
+    return json.dumps(str(path.absolute()), ensure_ascii=False)  # a JSON text is YAML, whatever it holds
+
+
+# The learning rate of each row
+
+
+def _swept_part(row: str) -> str:
+    """Whose learning rate is tried: that of what a row trains in the backbone."""
+    return "backbone" if row == "full" else "adapter"
+
+
+def _swept(asked: _Asked, sweep: Sweep) -> dict[str, float]:
+    """Row -> the factor with the best AP on what was held out; of a frozen backbone there is nothing to try."""
+    if len(set(sweep.factors)) < 2 or min(sweep.factors) <= 0:
+        what = f"the learning rates would be multiplied by {', '.join(f'{f:g}' for f in sweep.factors)}"
+        raise ConfigError("SWEEP", what, fix="give two or more different numbers above 0")
+    data = (f"data.train=[{_yaml(sweep.train)}]", f"data.val=[{_yaml(sweep.val)}]", "data.test=[]")
+    tried = [
+        (factor, _plan(asked, row, f"{row}-x{factor:g}", asked.out / "sweep", asked.seeds[0], factor, data))
+        for row in asked.rows
+        if row != "frozen"
+        for factor in sweep.factors
+    ]
+    _check_protocol([plan for _, plan in tried])
+    results: list[dict[str, Any]] = []
+    for number, (factor, plan) in enumerate(tried, 1):
+        print(f"[sweep {number}/{len(tried)}] {plan.settings.run.name}", file=sys.stderr)
+        if not is_finished(plan.folder):
+            _call("train", str(asked.config), *plan.overrides, name=plan.settings.run.name)
+        found = read_config(plan.folder / "adapter")["val"]
+        rate = getattr(plan.settings.train.lr, _swept_part(plan.mode))
+        results.append({"mode": plan.mode, "factor": factor, "lr": rate, "AP": found["AP"], "AP50": found["AP50"]})
+        write_whole(asked.out / "sweep.csv", csv_text(results))
+    return {row: max((r for r in results if r["mode"] == row), key=lambda r: r["AP"] or 0)["factor"] for row in
+            dict.fromkeys(r["mode"] for r in results)}  # fmt: skip
+
+
+def _notes(sweep: Sweep | None, factors: Mapping[str, float], plans: Sequence[Plan]) -> list[str]:
+    if sweep is None:
+        return []
+    rates = {plan.mode: getattr(plan.settings.train.lr, _swept_part(plan.mode)) for plan in plans}
+    chosen = ", ".join(f"{row} {rates[row]:g}" for row in factors)
+    times = ", ".join(f"{factor:g}" for factor in sweep.factors)
+    return [
+        f"Each row first tried {times} times its learning rate with one seed, trained on {sweep.train.name} and "
+        f"scored on {sweep.val.name} (sweep.csv); taken were: {chosen}."
+    ]
 
 
 def _split(settings: schema.Settings) -> str:
@@ -203,19 +308,3 @@ def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _told(
-    config: Path,
-    modes: Sequence[str],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    overrides: Sequence[str],
-    out: Path,
-) -> str:
-    """The command that makes this table."""
-    parts = ["cvpeft", "compare", str(config), *(("--methods", *methods) if methods else ()), "--modes", *modes]
-    parts += ["--seeds", *map(str, seeds), "--out", str(out)]
-    for text in overrides:
-        parts += ["--set", text]
-    return shlex.join(parts)

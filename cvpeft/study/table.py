@@ -18,7 +18,7 @@ from cvpeft.eval.plots import trade_off
 from cvpeft.files import write_whole
 from cvpeft.study.outcome import PARTS, Outcome
 
-__all__ = ["write_tables"]
+__all__ = ["csv_text", "write_tables"]
 
 Row = Mapping[str, Any]
 FIGURES = ("AP", "AP50", "seconds", "step_seconds", "peak_memory_mib")
@@ -26,18 +26,28 @@ SURE = 0.95  # share of the redrawn image sets that an interval holds, and that 
 
 
 def write_tables(
-    out: Path, outcomes: Sequence[Outcome], settings: schema.Settings, split: str, *, command: str, planned: int
+    out: Path,
+    outcomes: Sequence[Outcome],
+    settings: schema.Settings,
+    split: str,
+    *,
+    command: str,
+    planned: int,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write out/table.md, table.csv, table.png (a row, a dot for each mode) and runs.csv.
 
     settings: of any of the runs, whose data and training are those of all. planned: how many runs there will be.
+    notes: sentences that belong below the table.
     """
     rows = _rows(outcomes)
-    write_whole(out / "table.csv", _csv(rows))
+    write_whole(out / "table.csv", csv_text(rows))
     kept = [f.name for f in fields(Outcome) if f.name != "samples"]
-    write_whole(out / "runs.csv", _csv([{name: getattr(o, name) for name in kept} for o in outcomes]))
+    write_whole(out / "runs.csv", csv_text([{name: getattr(o, name) for name in kept} for o in outcomes]))
     write_whole(out / "table.png", trade_off([_dot(row) for row in rows], f"AP on data.{split}"))
-    write_whole(out / "table.md", _markdown(rows, outcomes, _caption(outcomes, settings, split, planned), command))
+    write_whole(
+        out / "table.md", _markdown(rows, outcomes, [*_caption(outcomes, settings, split, planned), *notes], command)
+    )
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -68,7 +78,8 @@ def _redrawn(mine: Sequence[Outcome]) -> np.ndarray:
     return np.asarray(np.mean([outcome.samples[:, 0] for outcome in mine], axis=0))
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def csv_text(rows: Sequence[Row]) -> str:
+    """Dicts with the same keys as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cvpeft.cli import main
 from cvpeft.config.load import load
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, NumericalError, ResourceError
@@ -24,7 +25,7 @@ from cvpeft.export.run import export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import owned
 from cvpeft.study import compare as module
-from cvpeft.study.compare import compare
+from cvpeft.study.compare import Sweep, compare
 from cvpeft.train.loop import Interrupted, train
 from tests.study.sets import config
 
@@ -116,6 +117,32 @@ def test_methods_are_rows_of_their_own_beside_the_modes(tmp_path: Path, calls: C
     assert [name for _, name in calls] == ["ia3-seed0", "bitfit-seed0", "frozen-seed0"]
     with pytest.raises(ConfigError, match="did you mean 'bitfit'"):
         compare(tmp_path / "tiny.yaml", modes=(), methods=("bitft",), out=tmp_path / "other")
+
+
+def test_each_row_finds_its_rate_on_what_was_held_out(tmp_path: Path, calls: Calls) -> None:
+    file, out = config(tmp_path), tmp_path / "out"
+    sweep = Sweep((1.0, 4.0), tmp_path / "train" / "train.json", tmp_path / "test" / "test.json")
+    text = compare(file, modes=("full", "frozen"), methods=("ia3",), seeds=(1,), out=out, sweep=sweep).read_text()
+    names = [name for _, name in calls]
+    assert names == ["ia3-x1", "ia3-x4", "full-x1", "full-x4", "ia3-seed1", "full-seed1", "frozen-seed1"]
+    tried = rows(out / "sweep.csv")
+    assert [(row["mode"], float(row["lr"])) for row in tried] == [
+        ("ia3", 2e-3), ("ia3", 8e-3), ("full", 1e-4), ("full", 4e-4),
+    ]  # fmt: skip
+    for row, part in (("ia3", "adapter"), ("full", "backbone")):
+        best = max((t for t in tried if t["mode"] == row), key=lambda t: float(t["AP"]))
+        settings = load(out / "runs" / f"{row}-seed1" / "config.resolved.yaml", methods=signatures())
+        assert getattr(settings.train.lr, part) == pytest.approx(float(best["lr"]))
+        assert settings.data.val[0].name == "val.json"
+    assert "tried 1, 4 times its learning rate with one seed, trained on train.json and scored on test.json" in text
+    assert "--sweep-lr 1 4 --held-out " in text
+    calls.clear()
+    compare(file, modes=("full", "frozen"), methods=("ia3",), seeds=(1,), out=out, sweep=sweep)
+    assert calls == []
+    for factors in ((1.0,), (0.0, 1.0)):
+        with pytest.raises(ConfigError, match="multiplied by"):
+            compare(file, modes=("full",), out=tmp_path / "no", sweep=Sweep(factors, sweep.train, sweep.val))
+    assert main(["compare", str(file), "--sweep-lr", "1", "2", "--out", str(tmp_path / "no")]) == 2
 
 
 def test_intervals_and_advice_come_from_redrawn_images(done: Path) -> None:
