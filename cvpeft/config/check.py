@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cvpeft.config.describe import bare, expected, inner, keys
+from cvpeft.config.describe import bare, expected, fields, inner, keys
 from cvpeft.config.layers import method_entry
 from cvpeft.config.reader import Fault, Node, RefusedError, suggest
 from cvpeft.config.schema import Method, Settings
@@ -174,8 +174,8 @@ def _unknown(path: tuple[str | int, ...], node: Node, annotation: Any) -> Fault:
     elsewhere = [f"'{key}'" for key in schema if key.endswith(f".{path[-1]}")]
     if elsewhere:
         return Fault(origin, f"unknown key '{name}' (did you mean {' or '.join(elsewhere)}?)")
-    fields = bare(inner(annotation, *path[:-1])).model_fields
-    return Fault(origin, f"unknown key '{name}'{_hint(str(path[-1]), fields, name.removesuffix(str(path[-1])))}")
+    known = fields(bare(inner(annotation, *path[:-1])))
+    return Fault(origin, f"unknown key '{name}'{_hint(str(path[-1]), known, name.removesuffix(str(path[-1])))}")
 
 
 def _hint(word: str, known: typing.Iterable[str], prefix: str = "") -> str:

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from cvpeft.config.schema import Method, Settings
 
-__all__ = ["bare", "expected", "inner", "keys"]
+__all__ = ["bare", "expected", "fields", "inner", "keys"]
 
 WORDS: Mapping[Any, str] = {
     str: "text",
@@ -73,13 +73,18 @@ def bare(annotation: Any) -> Any:
     return annotation
 
 
+def fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The keys of a section as a config writes them; `from` has another name in Python."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
 def _field_type(field: FieldInfo) -> Any:
     """A field's type with its ranges; pydantic keeps the two apart."""
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def _keys(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in section.model_fields.items():
+    for name, field in fields(section).items():
         annotation = bare(field.annotation)
         if _is_model(annotation):
             yield from _keys(annotation, f"{prefix}{name}.")
@@ -89,7 +94,7 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
 
 def _below(annotation: Any, key: str | int) -> Any:
     if _is_model(annotation):
-        field = annotation.model_fields.get(key)
+        field = fields(annotation).get(str(key))
         return field and _field_type(field)
     if get_origin(annotation) is tuple and isinstance(key, int):
         arguments = get_args(annotation)

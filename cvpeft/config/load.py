@@ -52,7 +52,7 @@ def load(
 
 def dump(settings: Settings) -> str:
     """YAML text that load() reads back to equal settings wherever it is stored, for its paths are absolute."""
-    plain = settings.model_dump(mode="json")
+    plain = settings.model_dump(mode="json", by_alias=True)
     plain["peft"]["methods"] = [_entry(method) for method in settings.peft.methods]
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # their hint knows the default, None, only
@@ -84,6 +84,8 @@ def _settled(settings: Settings, tree: Node, path: Path) -> Settings:
         },
         "backbone": {"weights": absolute(weights, "backbone", "weights") if isinstance(weights, Path) else weights},
     }
+    if settings.peft.from_:
+        changes["peft"] = {"from_": absolute(settings.peft.from_, "peft", "from")}
     sections = {name: getattr(settings, name).model_copy(update=update) for name, update in changes.items()}
     return settings.model_copy(update=sections)
 

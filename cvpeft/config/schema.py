@@ -117,6 +117,9 @@ class Peft(Section):
         description="where methods stand; detector: in neck and head too, of which the base then brings the weights",
     )
     methods: tuple[Method, ...] = Field((), description="methods to attach, in order; mode adapters only")
+    from_: Path | None = Field(
+        None, alias="from", description="folder of HF peft, whose values the methods start from; it must hold the same"
+    )
 
     @field_validator("methods")
     @classmethod
@@ -124,6 +127,13 @@ class Peft(Section):
         if methods and info.data.get("mode") in ("full", "frozen"):
             raise ValueError(f"no methods in mode {info.data['mode']}")
         return methods
+
+    @field_validator("from_")
+    @classmethod
+    def _has_methods(cls, folder: Path | None, info: ValidationInfo) -> Path | None:
+        if folder is not None and info.data.get("mode") != "adapters":
+            raise ValueError("no folder to start from where no methods are")
+        return folder
 
 
 class Detector(Section):

@@ -104,7 +104,11 @@ class Adapter(nn.Module):
         return None
 
     def to_hf(self) -> Foreign | None:
-        """The same in the form that HF peft stores; None where it has no such method."""
+        """The same in the form that HF peft stores; None where it has no such method.
+
+        Where the numbers are the same ones, in another shape perhaps, the tensors are views: writing into them is what
+        makes a start from such a folder.
+        """
         return None
 
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
 from cvpeft.files import sweep
+from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
 from cvpeft.train.checkpoint import copy_folder
@@ -84,6 +85,8 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
         log.warning("data.val has no box to find: it cannot choose the epoch, and the last one is taken")
     model = build_detector(settings, splits.train.classes)
     sites = adapt(model, settings.peft, seed=settings.run.seed)
+    if settings.peft.from_:
+        start_from_hf(model.backbone.body.net, settings.peft.from_)  # type: ignore[union-attr,arg-type]
     meta = describe(model, settings, splits.train.classes, [s.path for s in sites])
     meta["data"] = data_digest(settings.data)
     device = pick_device(settings.train.device)

@@ -1,4 +1,4 @@
-"""HF peft takes up what was trained here, on the same timm model, and computes the same."""
+"""HF peft takes up what was trained here, on the same timm model, and computes the same; and the other way round."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cvpeft.errors import AdapterError
+from cvpeft.config import schema
+from cvpeft.config.describe import keys
+from cvpeft.config.load import dump, load
+from cvpeft.detector.saved import load_run
+from cvpeft.errors import AdapterError, CheckpointError, ConfigError, CvpeftError
 from cvpeft.export.run import export_hf_run
-from cvpeft.peft.foreign import to_hf
-from cvpeft.peft.inject import MethodSpec, freeze, inject
+from cvpeft.peft.foreign import start_from_hf, to_hf
+from cvpeft.peft.inject import MethodSpec, freeze, inject, signatures
+from cvpeft.peft.state import owned
 from cvpeft.train.loop import train
 from tests.contracts.cases import REFUSED, adapted, base, features, images, sites, trained
 from tests.helpers import ellipses, settings
@@ -87,3 +92,110 @@ def test_a_run_is_written_as_a_folder(tmp_path: Path) -> None:
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 2, 4.0)
     assert config["base_model_name_or_path"] == "timm/convnext_atto"
     assert all(path.startswith("stages\\.") for path in config["target_modules"].split("|"))
+
+
+# The way back
+
+
+TARGETS = r".*\.(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)"
+THEIRS = {
+    "lora": (peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS), {"rank": 4, "alpha": 6.0}),
+    "rslora": (
+        peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=TARGETS),
+        {"rank": 4, "alpha": 6.0, "scaling": "rank_stabilized"},
+    ),
+    "dora": (peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=TARGETS), {"rank": 4, "alpha": 6.0}),
+    "loha": (peft.LoHaConfig(r=3, alpha=6, target_modules=TARGETS), {"rank": 3, "alpha": 6.0}),
+    "vera": (peft.VeraConfig(r=4, target_modules=TARGETS), {"rank": 4}),
+    "norm": (peft.LNTuningConfig(target_modules=r".*\.norm[12]|norm"), {}),
+}
+
+
+def saved(name: str, folder: Path) -> nn.Module:
+    """An outsider's model whose every trained tensor has moved, saved by the outsider's own command."""
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(base("deit"), THEIRS[name][0])
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(folder)
+    return theirs.base_model.model.eval()
+
+
+def ours(name: str) -> nn.Module:
+    net = base("deit")
+    targets = ("norm1", "norm2", "norm") if name == "norm" else ()
+    inject(net, sites(net), [MethodSpec("lora" if name == "rslora" else name, targets, THEIRS[name][1])])
+    freeze(net)
+    return net
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_what_the_outsider_saved_is_taken_up(name: str, tmp_path: Path) -> None:
+    theirs, net, x = saved(name, tmp_path), ours(name), images("deit")
+    start_from_hf(net, tmp_path)
+    with torch.no_grad():
+        assert (features(net, x) - features(theirs, x)).abs().max() < 1e-5
+        assert (features(net, x) - features(base("deit"), x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (MethodSpec("lora", settings={"rank": 8}), r"is \(4, 32\), here \(8, 32\).*write peft\.methods as"),
+        (MethodSpec("lora", settings={"rank": 4}), r"alpha at blocks\.0\.attn\.qkv is 6, here 8"),
+        (MethodSpec("lora", ("mlp.fc1",), {"rank": 4, "alpha": 6.0}), "tensors are in one of the two alone"),
+        (MethodSpec("dora", settings={"rank": 4}), "it holds LORA, the config's methods are LORA with use_dora"),
+        (MethodSpec("loha", settings={"rank": 4}), "it holds LORA, the config's methods are LOHA"),
+        (MethodSpec("lora", settings={"rank": 4, "alpha": 6.0, "gated": True}), "made of several"),
+        (MethodSpec("mona"), "no such method as mona"),
+    ],
+)
+def test_another_method_is_refused_and_nothing_changed(spec: MethodSpec, message: str, tmp_path: Path) -> None:
+    saved("lora", tmp_path)
+    net = base("deit")
+    inject(net, sites(net), [spec])
+    before = {key: t.clone() for key, t in net.state_dict().items()}
+    with pytest.raises(CvpeftError, match=message):
+        start_from_hf(net, tmp_path)
+    assert all(torch.equal(t, before[key]) for key, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_folder_that_is_none_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_text(content)
+        save_file({}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        start_from_hf(ours("lora"), tmp_path)
+
+
+def test_a_run_starts_from_the_folder_of_another(tmp_path: Path) -> None:
+    ellipses(tmp_path, 4)
+    train(settings(tmp_path))
+    folder = export_hf_run(tmp_path / "runs" / "tiny").parent
+    still = schema.LearningRates(adapter=1e-30)
+    peft_section = {"methods": (schema.Method(name="lora", settings={"rank": 2}),), "from": folder}
+    again = settings(tmp_path, run={"name": "again"}, peft=peft_section, train={"epochs": 1, "lr": still, "ema": 0.0})
+    train(again)
+    one, other = (owned(load_run(tmp_path / "runs" / name).model) for name in ("tiny", "again"))
+    moved = [key for key in one if ".lora." in key and not torch.equal(one[key], other[key])]
+    assert moved == []
+    assert load(tmp_path / "runs" / "again" / "config.resolved.yaml", methods=signatures()).peft.from_ == folder
+
+
+def test_a_config_names_the_folder_relative_to_itself(tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text("data: {train: t.json}\npeft: {from: hf/covers, methods: [lora]}\n")
+    found = load(file, methods=signatures())
+    assert found.peft.from_ == tmp_path / "hf" / "covers"
+    (tmp_path / "again.yaml").write_text(dump(found))
+    assert load(tmp_path / "again.yaml", methods=signatures()) == found
+    assert "peft.from" in [key for key, *_ in keys()]
+    file.write_text("data: {train: t.json}\npeft: {mode: full, from: hf}\n")
+    with pytest.raises(ConfigError, match=r"peft\.from is 'hf', expected no folder to start from where no methods are"):
+        load(file)
+    file.write_text("data: {train: t.json}\npeft: {form: hf, methods: [lora]}\n")
+    with pytest.raises(ConfigError, match=r"did you mean 'peft\.from'"):
+        load(file)

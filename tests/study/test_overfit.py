@@ -16,6 +16,7 @@ from cvpeft.detector.adapt import adapt
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.saved import load_run
 from cvpeft.eval.evaluate import evaluate
+from cvpeft.export.run import export_onnx_run
 from cvpeft.peft.adapter import Dense
 from cvpeft.peft.inject import methods
 from cvpeft.peft.state import disabled, owned
@@ -29,12 +30,14 @@ def overfit(folder: Path, method: str, backbone: str) -> schema.Settings:
     ellipses(folder, 8)
     return settings(
         folder,
-        data={"augment": "none"},
+        data={"augment": "none", "val": (folder / "train.json",)},
         backbone={"name": backbone, "neck_width": 32},
         peft={"methods": (schema.Method(name=method),)},
         detector={"head_width": 64, "rois_per_image": 32, "proposals": 100},
+        export={"verify_images": 8},
         train={
             "epochs": EPOCHS,
+            "eval_every": EPOCHS,
             "batch": 8,
             "ema": 0.0,
             "lr": schema.LearningRates(adapter=3e-3, neck=2e-3, head=2e-3),
@@ -54,8 +57,11 @@ def loss(model: nn.Module, data: schema.Settings) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(methods()))
-def test_a_method_learns_eight_pictures(method: str, tmp_path: Path) -> None:
-    check(overfit(tmp_path, method, "vit_tiny_patch16_224"))
+def test_a_method_learns_eight_pictures_and_is_exported(method: str, tmp_path: Path) -> None:
+    folder = check(overfit(tmp_path, method, "vit_tiny_patch16_224"))
+    proof = json.loads((export_onnx_run(folder).parent / "parity.json").read_text())["unmerged_onnx"]
+    assert proof["boxes"] >= 8
+    assert proof["missing"] == proof["extra"] == 0
 
 
 def test_lora_learns_eight_pictures(tmp_path: Path) -> None:
@@ -63,7 +69,8 @@ def test_lora_learns_eight_pictures(tmp_path: Path) -> None:
     check(overfit(tmp_path, "lora", "convnext_atto"))
 
 
-def check(s: schema.Settings) -> None:
+def check(s: schema.Settings) -> Path:
+    """Train and judge; returns the run's folder."""
     start = build_detector(s, CLASSES)
     adapt(start, s.peft, seed=s.run.seed)
     folder = train(s)
@@ -80,3 +87,4 @@ def check(s: schema.Settings) -> None:
     with_it = loss(model, s)
     with disabled(model, only=lambda adapter: type(adapter) is not Dense):
         assert loss(model, s) > 1.2 * with_it
+    return folder

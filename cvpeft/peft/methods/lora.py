@@ -107,8 +107,8 @@ class Lora(Adapter):
         if isinstance(change, _Depthwise):
             return None
         A, B = change.fused()
-        factor = 1.0 if self.gate is None else self.gate.sigmoid()
-        B = (factor * B).view(*B.shape, *[1] * (A.ndim - 2))
+        B = B if self.gate is None else self.gate.sigmoid() * B
+        B = B.view(*B.shape, *[1] * (A.ndim - 2))
         alpha = self.scale * len(A)
         return Foreign("LORA", {"lora_A.weight": A, "lora_B.weight": B}, {}, len(A), alpha, "lora_alpha")
 
