@@ -230,6 +230,12 @@ def _summary(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "summary", run_summary, about, "cvpeft summary configs/manhole_lora.yaml")
     parser.add_argument("config", type=Path, nargs="?")
     parser.add_argument("--methods", action="store_true", help="print what methods there are, as Markdown, and stop")
+    parser.add_argument(
+        "--ranks",
+        type=float,
+        metavar="SHARE",
+        help="config is a run: print the ranks that hold this share of its change",
+    )
     parser.add_argument("--no-measure", action="store_true", help="do not run the one step that measures peak memory")
     _overrides(parser)
 
@@ -244,6 +250,11 @@ def run_summary(args: argparse.Namespace) -> int:
 
     if args.config is None:
         raise ConfigError("CONFIG", "no config is named", fix="cvpeft summary configs/manhole_lora.yaml")
+    if args.ranks is not None:
+        from cvpeft.study.ranks import needed_ranks
+
+        print(needed_ranks(args.config, args.ranks).yaml())
+        return 0
     summary_job(args.config, args.overrides, measure=not args.no_measure)
     return 0
 

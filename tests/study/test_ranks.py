@@ -1,0 +1,68 @@
+"""The ranks that are suggested hold what was asked for, and a config with them is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvpeft.cli import main
+from cvpeft.config import schema
+from cvpeft.config.load import load
+from cvpeft.detector.saved import load_run
+from cvpeft.errors import ConfigError
+from cvpeft.peft.adapter import adapters
+from cvpeft.peft.inject import signatures
+from cvpeft.study.ranks import needed_ranks
+from cvpeft.train.loop import train
+from tests.helpers import ellipses, settings
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    ellipses(folder, 4)
+    method = schema.Method(name="lora", settings={"rank": 6})
+    return train(settings(folder, peft={"methods": (method,)}, train={"epochs": 4}))
+
+
+def test_each_place_gets_the_smallest_rank_that_holds_the_share(run: Path) -> None:
+    found = needed_ranks(run, 0.8)
+    net = load_run(run).model.backbone.body.net
+    assert found.ranks.keys() == adapters(net).keys()
+    assert min(found.ranks.values()) < 6
+    for path, rank in found.ranks.items():
+        (lora,) = adapters(net)[path]
+        energy = torch.linalg.svdvals(lora.change.weight()).square()
+        assert energy[:rank].sum() >= 0.8 * energy.sum()
+        assert energy[: rank - 1].sum() < 0.8 * energy.sum()
+    assert (
+        found.after
+        < found.before
+        == sum(p.numel() for stack in adapters(net).values() for p in stack[0].change.parameters())
+    )
+    assert set(needed_ranks(run, 1.0).ranks.values()) <= set(range(1, 13))
+
+
+def test_what_is_printed_is_a_config(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", str(run), "--ranks", "0.8"]) == 0
+    text = capsys.readouterr().out
+    file = tmp_path / "next.yaml"
+    file.write_text(f"data: {{train: train.json}}\n{text}")
+    (method,) = load(file, methods=signatures()).peft.methods
+    ranks = {
+        path: method.settings["patterns"].get(path, {}).get("rank", method.settings["rank"])
+        for path in needed_ranks(run, 0.8).ranks
+    }
+    assert ranks == needed_ranks(run, 0.8).ranks
+
+
+def test_what_has_no_ranks_is_refused(tmp_path: Path) -> None:
+    ellipses(tmp_path, 2)
+    folder = train(settings(tmp_path, peft={"mode": "frozen", "methods": ()}, train={"epochs": 1}))
+    with pytest.raises(ConfigError, match="no method in it changes a weight"):
+        needed_ranks(folder)
+    for keep in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="the share is"):
+            needed_ranks(folder, keep)
