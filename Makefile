@@ -27,8 +27,9 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One process for each core, and one thread in each: the models of the tests are too small for more.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Proofs that take minutes, and need the folder `shared` beside the checkout for the real photographs.
 proof: venv
