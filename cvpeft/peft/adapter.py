@@ -18,8 +18,8 @@ from cvpeft.errors import AdapterError
 from cvpeft.types import Site
 
 __all__ = [
-    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "canonical", "in_own_type", "output_width",
-    "plain", "tensors", "train_owned", "walk", "weighted_sum",
+    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "canonical", "check_compound", "in_own_type",
+    "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -233,6 +233,13 @@ def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module.named_buffers(recurse=False):
         if name not in module._non_persistent_buffers_set:
             yield name, buffer
+
+
+def check_compound(method: str, site: Site) -> None:
+    """AdapterError where a site is no attention, mlp or block, for methods that stand around a whole one."""
+    if site.role not in {"attn", "mlp", "block"}:
+        found = f"{method} cannot take {site.path}, whose role is {site.role}"
+        raise AdapterError("TARGET", found, fix="choose among attn, mlp, block")
 
 
 def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

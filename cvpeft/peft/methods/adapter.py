@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, output_width
+from cvpeft.peft.adapter import Adapter, check_compound, output_width
 from cvpeft.types import Layout, Site
 
 __all__ = ["Bottleneck"]
@@ -45,9 +45,7 @@ class Bottleneck(Adapter):
         gated: bool = False,
     ) -> None:
         super().__init__(base, site)
-        if site.role not in {"attn", "mlp", "block"}:
-            found = f"adapter cannot take {site.path}, whose role is {site.role}"
-            raise AdapterError("TARGET", found, fix="choose among attn, mlp, block")
+        check_compound(self.method, site)
         if width < 1 or not 0 <= dropout < 1:
             raise AdapterError("ADAPTER", f"width {width} with dropout {dropout}", fix="width from 1, dropout below 1")
         self.parallel = place == "parallel"

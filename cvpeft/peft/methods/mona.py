@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, output_width
+from cvpeft.peft.adapter import Adapter, check_compound, output_width
 from cvpeft.peft.grid import middle_only, on_map
 from cvpeft.types import Site
 
@@ -36,9 +36,7 @@ class Mona(Adapter):
 
     def __init__(self, base: nn.Module, site: Site, *, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__(base, site)
-        if site.role not in {"attn", "mlp", "block"}:
-            found = f"mona cannot take {site.path}, whose role is {site.role}"
-            raise AdapterError("TARGET", found, fix="choose among attn, mlp, block")
+        check_compound(self.method, site)
         if width < 1 or not 0 <= dropout < 1:
             raise AdapterError("MONA", f"width {width} with dropout {dropout}", fix="width from 1, dropout below 1")
         channels = output_width(base)
