@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cvpeft.config import schema
-from cvpeft.config.load import dump, load
+from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
 from cvpeft.detector.saved import RESOLVED, read_config, run_folder
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, DataError, NumericalError, ResourceError
@@ -26,7 +26,7 @@ from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
 from cvpeft.study.outcome import Outcome, read_outcome
 from cvpeft.study.table import csv_text, write_tables
-from cvpeft.train.folder import data_digest, is_finished
+from cvpeft.train.folder import data_digest, is_finished, same_run
 from cvpeft.train.loop import Interrupted
 
 __all__ = ["Sweep", "compare"]
@@ -240,7 +240,7 @@ def _check_protocol(plans: Sequence[Plan]) -> None:
     for plan in plans:
         resolved = plan.folder / RESOLVED
         has_begun = (plan.folder / "last").exists() and resolved.exists()
-        if has_begun and resolved.read_text(encoding="utf-8") != dump(plan.settings):
+        if has_begun and not same_run(resolved, plan.settings):
             raise _mixed(plan, "another config")
         if is_finished(plan.folder) and read_config(plan.folder / "adapter")["data"] != _digest(plan.settings.data):
             raise _mixed(plan, "other data: the json files have changed since")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cvpeft.config import schema
-from cvpeft.config.load import dump, load
+from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
@@ -19,7 +19,7 @@ from cvpeft.eval.evaluate import evaluate_run
 from cvpeft.export.run import export_hf_run, export_onnx_run, export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.study.summary import summary
-from cvpeft.train.folder import is_finished
+from cvpeft.train.folder import is_finished, same_run
 from cvpeft.train.loop import train
 
 __all__ = ["eval_job", "export_job", "predict_job", "read_settings", "summary_job", "train_job"]
@@ -56,7 +56,7 @@ def _lacks_only_the_test(settings: schema.Settings) -> bool:
     """Whether this very run is trained and was stopped before its test data were scored."""
     folder = run_folder(settings)
     unscored = bool(settings.data.test) and not (folder / "eval" / "test" / "metrics.json").exists()
-    return unscored and is_finished(folder) and (folder / RESOLVED).read_text(encoding="utf-8") == dump(settings)
+    return unscored and is_finished(folder) and same_run(folder / RESOLVED, settings)
 
 
 def _make(config: Path) -> None:

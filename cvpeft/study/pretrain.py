@@ -13,7 +13,6 @@ from safetensors import safe_open
 from cvpeft.backbone.build import Backbone, build_backbone
 from cvpeft.backbone.weights import DETECTOR_FORMAT
 from cvpeft.config import schema
-from cvpeft.config.load import dump
 from cvpeft.data.render import RENDERER_VERSION
 from cvpeft.data.splits import open_splits
 from cvpeft.detector.build import PREDICTORS, build_detector
@@ -34,7 +33,7 @@ from cvpeft.study.crops import (
 )
 from cvpeft.study.job import read_settings, train_job
 from cvpeft.study.measure import without_weights
-from cvpeft.train.folder import data_digest, is_finished
+from cvpeft.train.folder import data_digest, is_finished, same_run
 
 __all__ = ["pretrain"]
 
@@ -86,7 +85,7 @@ def pretrain(
     whole = [*overrides, f"backbone.weights={json.dumps(str(backbone.absolute()))}"]
     if not is_finished(run):
         train_job(config, whole)
-    elif (run / RESOLVED).read_text(encoding="utf-8") != dump(read_settings(config, whole)):
+    elif not same_run(run / RESOLVED, read_settings(config, whole)):
         raise _other_recipe(run)
     _write(run, backbone, out)
     print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB)")

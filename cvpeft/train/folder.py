@@ -17,7 +17,7 @@ from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import TEMP, write_whole
 from cvpeft.train.log import environment
 
-__all__ = ["data_digest", "is_finished", "open_run"]
+__all__ = ["data_digest", "is_finished", "open_run", "same_run"]
 
 LOCK = ".lock"
 RESULTS = ("last", "last-1", "best", "adapter")  # what took time to make
@@ -68,7 +68,7 @@ def _check(folder: Path, settings: schema.Settings) -> None:
         if any(f.name not in (LOCK, "env.json") and f.suffix != TEMP for f in folder.iterdir()):
             raise ConfigError("RUN", "the folder holds something that is no run", where=str(folder), fix=other)
         return
-    if not _same_run(folder / RESOLVED, settings) and any((folder / name).exists() for name in RESULTS):
+    if not same_run(folder / RESOLVED, settings) and any((folder / name).exists() for name in RESULTS):
         raise ConfigError(
             "RUN",
             "the folder holds a run of another config",
@@ -80,7 +80,11 @@ def _check(folder: Path, settings: schema.Settings) -> None:
         raise ConfigError("RUN", "this run is finished", where=str(folder), why="it would be overwritten", fix=other)
 
 
-def _same_run(resolved: Path, settings: schema.Settings) -> bool:
+def same_run(resolved: Path, settings: schema.Settings) -> bool:
+    """Whether a resolved config says the same as `settings`: settings that came later than it count as their defaults.
+
+    What does not touch the result (workers, when state is saved) may differ.
+    """
     if _text(resolved) == dump(settings):
         return True
     try:
