@@ -33,7 +33,7 @@ test: lint
 
 # Proofs that take minutes, and need the folder `shared` beside the checkout for the real photographs.
 proof: venv
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 wheel: venv
 	$(BIN)/python -m build

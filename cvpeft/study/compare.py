@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,7 +285,7 @@ def _call(*arguments: str, name: str) -> None:
     """Run a command of ours in a fresh process, all its output on stderr; its error becomes one of the same kind."""
     command = [*PROGRAM, *arguments]
     with subprocess.Popen(command, stdout=2, start_new_session=True) as child, _forwarded(child):  # noqa: S603
-        code = child.wait()
+        code = _ended(child)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise Interrupted(code - 128, Path(name))
     if code:
@@ -293,6 +293,15 @@ def _call(*arguments: str, name: str) -> None:
         why = "Mostly memory did not suffice" if code == -signal.SIGKILL else "What it said stands above"
         kind = ResourceError if code < 0 else KINDS.get(code, CvpeftError)
         raise kind("RUN", f"`cvpeft {arguments[0]}` of {name} ended with {how}", why=why, fix="mend it; then the same")
+
+
+def _ended(child: subprocess.Popen[bytes]) -> int:
+    """Its exit code, once it has ended. In steps: a signal may reach another thread of ours, and Python only runs the
+    handler when the main thread comes back from waiting.
+    """
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(timeout=1)
 
 
 @contextmanager
