@@ -276,6 +276,7 @@ def test_training_without_any_box_is_refused(tmp_path: Path) -> None:
 def test_workers_use_one_thread_each(data: CocoData, monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
 
+    monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # this process must go on hearing SIGTERM
     cv_threads, torch_threads = cv2.getNumThreads(), torch.get_num_threads()
     try:
         room._init_worker(0)
