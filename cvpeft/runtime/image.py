@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from cvpeft.errors import DataError
 
 __all__ = [
-    "FORMATS", "MAX_PIXELS", "PAD", "Letterbox", "Size", "decode", "fit", "letterbox", "load", "resize", "upright_size",
+    "FORMATS", "MAX_PIXELS", "PAD", "Letterbox", "Size", "decode", "fit", "letterbox", "resize", "upright_size",
 ]  # fmt: skip
 
 Size = tuple[int, int]
@@ -119,12 +119,6 @@ class Letterbox:
         return np.array((self.left, self.top, self.left, self.top))
 
 
-def load(source: Path | BinaryIO, size_hw: Size) -> tuple[np.ndarray, Letterbox]:
-    """A photograph as the network sees it in evaluation and deployment: (H, W, 3) uint8, and where it lies in it."""
-    image, full = decode(source, at_least=size_hw)
-    return letterbox(image, size_hw, full)
-
-
 def fit(source_hw: Size, size_hw: Size) -> Letterbox:
     """The largest centred placement of an image in the network input that keeps its aspect ratio."""
     scale = min(size_hw[0] / source_hw[0], size_hw[1] / source_hw[1])
@@ -152,7 +146,9 @@ def resize(image: np.ndarray, size_hw: Size) -> np.ndarray:
 def _check(image: Image.Image, source: Path | BinaryIO) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(source, f"{image.width}x{image.height} pixels")
-    if image.mode in DEEP_MODES or (image.format == "PNG" and "16" in str(getattr(image, "tile", ""))):
+    if image.mode in DEEP_MODES or (
+        image.format == "PNG" and any("16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    ):
         what, why = "the image has 16 or more bits per channel", "how they map to 8 bits cannot be guessed"
         raise DataError("DEPTH", what, where=_name(source), why=why, fix="convert it to 8 bits per channel")
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:

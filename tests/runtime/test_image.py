@@ -18,7 +18,7 @@ from PIL import Image
 
 from cvpeft.errors import DataError
 from cvpeft.runtime import image as room
-from cvpeft.runtime.image import Letterbox, decode, fit, letterbox, load, resize, upright_size
+from cvpeft.runtime.image import Letterbox, decode, fit, letterbox, resize, upright_size
 
 ORIENTATION = 0x0112
 # What a camera stores, by EXIF value: the upright picture, transposed so that the value's turn undoes it.
@@ -303,6 +303,13 @@ def test_inverse_clips_to_the_image() -> None:
     assert boxes.tolist() == [[0, 0, 500, 300]]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_the_number_16_in_a_size_is_no_depth(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (160, 116)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png")[1] == (116, 160)
+    assert upright_size(tmp_path / "a.png") == (116, 160)
+
+
 def test_shrinking_averages_instead_of_skipping() -> None:
     stripes = np.zeros((400, 400, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -312,9 +319,11 @@ def test_shrinking_averages_instead_of_skipping() -> None:
         assert inner.std() < 30
 
 
-def test_load_refers_boxes_to_the_full_photograph(tmp_path: Path) -> None:
+def test_boxes_refer_to_the_full_photograph(tmp_path: Path) -> None:
     path = save_turned(tmp_path / "a.jpg", scene(600, 1600), 6, quality=95)
-    canvas, geometry = load(path, (96, 160))
+    image, full = decode(path, at_least=(96, 160))
+    assert image.shape[0] < full[0]
+    canvas, geometry = letterbox(image, (96, 160), full)
     assert canvas.shape == (96, 160, 3)
     assert geometry == fit((600, 1600), (96, 160))
     assert isinstance(geometry, Letterbox)
