@@ -66,6 +66,11 @@ class Data(Section):
         (), description="class names in order; empty: the first train json's, by category id"
     )
     size: Size = Field((416, 640), description="height and width of the network input; images are letterboxed into it")
+    canvas: Size | None = Field(
+        None,
+        description="for small objects: images are letterboxed into this larger size and seen in overlapping tiles of "
+        "data.size; empty: a whole image in one input",
+    )
     augment: str | tuple[str | dict[str, dict[str, Any]], ...] = Field(
         "road", description="road, flip, none, or a list of albumentations names with their settings"
     )
@@ -74,6 +79,14 @@ class Data(Section):
     )
     workers: Count = Field(1, description="loader processes; the batches do not depend on their number")
     render: Render | None = Field(None, description="render the json files named above where they do not exist")
+
+    @field_validator("canvas")
+    @classmethod
+    def _holds_a_tile(cls, canvas: Size | None, info: ValidationInfo) -> Size | None:
+        size = info.data.get("size")
+        if canvas and size and (canvas[0] < size[0] or canvas[1] < size[1]):
+            raise ValueError(f"at least data.size, which is {list(size)}")
+        return canvas
 
     @field_validator("classes")
     @classmethod

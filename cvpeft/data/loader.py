@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cvpeft.data.coco import CocoData, ImageRecord
-from cvpeft.data.mosaic import mosaic
-from cvpeft.data.transforms import Augment, build_augment
+from cvpeft.data.mosaic import mosaic, window
+from cvpeft.data.transforms import Augment, keep
 from cvpeft.errors import CvpeftError, DataError, ResourceError
 from cvpeft.runtime.image import Letterbox, Size, decode
+from cvpeft.runtime.tiles import TiledPhoto
 from cvpeft.types import Target
 
 __all__ = [
@@ -63,40 +64,32 @@ def train_loader(
     epochs: int,
     start: tuple[int, int] = (0, 0),
     mosaic: float = 0.0,
+    canvas: Size | None = None,
 ) -> TrainLoader:
     """Iterates over (epoch, step, Batch) from `start` to the end of the last epoch, both counted from 0.
 
     Order and augmentation depend on the data set and (seed, epoch, image id) alone. Every epoch shows each image once;
     its last batch may be smaller. mosaic: part of the inputs, 0..1, that show a quarter of the image beside quarters of
-    three others. Crowd boxes are left out of the targets. Raises DataError where no image has a box to learn from.
+    three others. canvas: the inputs are windows of images that are letterboxed into this larger size, `augment` being
+    made for it; half of the windows lie around a box, half anywhere. Crowd boxes are left out of the targets.
+    Raises DataError where no image has a box to learn from.
     """
     if not any((~image.crowd).any() for image in data.images):
         raise DataError("EMPTY", f"none of the {len(data.images)} training images has a box", fix="label some images")
-    return TrainLoader(data, size, augment, batch, workers, seed, epochs, start, mosaic)
+    return TrainLoader(_Windows(data, size, augment, seed, mosaic, canvas), batch, workers, epochs, start)
 
 
-def eval_loader(data: CocoData, size: Size, *, batch: int, workers: int) -> EvalLoader:
-    """Iterates over Batch in the order of the data set, letterboxed only."""
-    return EvalLoader(data, size, batch, workers)
+def eval_loader(data: CocoData, size: Size, *, batch: int, workers: int, canvas: Size | None = None) -> EvalLoader:
+    """Iterates over Batch in the order of the data set, letterboxed only; with a canvas, every image in its tiles."""
+    return EvalLoader(_Tiles(data, size, canvas), batch, workers)
 
 
 class TrainLoader:
     """See `train_loader`. `len` is the number of batches in an epoch. Workers live until the last epoch is over."""
 
-    def __init__(
-        self,
-        data: CocoData,
-        size: Size,
-        augment: Augment,
-        batch: int,
-        workers: int,
-        seed: int,
-        epochs: int,
-        start: tuple[int, int],
-        mosaic: float,
-    ) -> None:
-        self.plan = _Plan(len(data.images), batch, seed, epochs, start)
-        self.loader = _loader(_Images(data, size, augment, seed, mosaic), workers, batch_sampler=self.plan)
+    def __init__(self, inputs: _Windows, batch: int, workers: int, epochs: int, start: tuple[int, int]) -> None:
+        self.plan = _Plan(len(inputs.images), batch, inputs.seed, epochs, start)
+        self.loader = _loader(inputs, workers, batch_sampler=self.plan)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -109,11 +102,9 @@ class TrainLoader:
 class EvalLoader:
     """See `eval_loader`. `len` is the number of batches."""
 
-    def __init__(self, data: CocoData, size: Size, batch: int, workers: int) -> None:
-        order = [
-            [(0, i) for i in range(at, min(at + batch, len(data.images)))] for at in range(0, len(data.images), batch)
-        ]
-        self.loader = _loader(_Images(data, size, build_augment("none", size), 0), workers, batch_sampler=order)
+    def __init__(self, inputs: _Tiles, batch: int, workers: int) -> None:
+        order = [inputs.places[at : at + batch] for at in range(0, len(inputs.places), batch)]
+        self.loader = _loader(inputs, workers, batch_sampler=order)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -125,21 +116,35 @@ class EvalLoader:
 def read_sample(image: ImageRecord, size: Size, augment: Augment, seed: int) -> Sample:
     """Decode, check the size against the json's, augment. Raises DataError that names the image."""
     full = (image.height, image.width)
-    room = (round(size[0] * augment.detail), round(size[1] * augment.detail))
-    pixels, found = decode(image.path, at_least=room)
-    if found != full:
-        raise _wrong_size(image, found)
+    pixels = _pixels(image, (round(size[0] * augment.detail), round(size[1] * augment.detail)))
     learnt = ~image.crowd
-    boxes = image.boxes[learnt] * 1.0
+    canvas, boxes, labels, geometry = augment(pixels, _corners(image), image.labels[learnt], full, seed)
+    return _sample(canvas, boxes, labels, geometry, image)
+
+
+def _pixels(image: ImageRecord, at_least: Size) -> np.ndarray:
+    """(h, w, 3), a large JPEG at a fraction of its size; DataError where the size is not the json's."""
+    pixels, found = decode(image.path, at_least=at_least)
+    if found != (image.height, image.width):
+        raise _wrong_size(image, found)
+    return pixels
+
+
+def _corners(image: ImageRecord) -> np.ndarray:
+    """Boxes that are learnt (N, 4), x1 y1 x2 y2."""
+    boxes = image.boxes[~image.crowd] * 1.0
     boxes[:, 2:] += boxes[:, :2]  # x y w h -> x1 y1 x2 y2
-    canvas, boxes, labels, geometry = augment(pixels, boxes, image.labels[learnt], full, seed)
+    return boxes
+
+
+def _sample(canvas: np.ndarray, boxes: np.ndarray, labels: np.ndarray, place: Letterbox, image: ImageRecord) -> Sample:
     target: Target = {
         "boxes": torch.from_numpy(boxes.astype(np.float32)),
         "labels": torch.from_numpy(np.ascontiguousarray(labels)),
         "image_id": image.id,
     }
     tensor = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))  # (H, W, 3) -> (3, H, W)
-    return Sample(tensor, target, geometry, image.file_name)
+    return Sample(tensor, target, place, image.file_name)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -166,29 +171,63 @@ class _Failure:
         return error
 
 
-class _Images(Dataset[Sample | _Failure]):
-    """Indexed by (epoch, index), so that workers need not be told that an epoch begins."""
-
-    def __init__(self, data: CocoData, size: Size, augment: Augment, seed: int, mosaic: float = 0.0) -> None:
-        self.images, self.size, self.augment, self.seed, self.mosaic = data.images, size, augment, seed, mosaic
+class _Inputs(Dataset[Sample | _Failure]):
+    """Indexed by a pair of numbers; a user's error comes back instead of the sample."""
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | _Failure:
         try:
-            return self._sample(*place)
+            return self.sample(*place)
         except CvpeftError as error:
             return _Failure(type(error), error.code, str(error))
 
-    def _sample(self, epoch: int, index: int) -> Sample:
+    def sample(self, first: int, second: int) -> Sample:
+        raise NotImplementedError
+
+
+class _Windows(_Inputs):
+    """Training inputs, by (epoch, index), so that workers need not be told that an epoch begins."""
+
+    def __init__(
+        self, data: CocoData, size: Size, augment: Augment, seed: int, mosaic: float, canvas: Size | None
+    ) -> None:
+        self.images, self.size, self.augment, self.seed = data.images, size, augment, seed
+        self.mosaic, self.canvas = mosaic, canvas or size
+
+    def sample(self, epoch: int, index: int) -> Sample:
         image = self.images[index]
         seeds = np.random.SeedSequence((self.seed, epoch, image.id))
-        sample = read_sample(image, self.size, self.augment, int(seeds.generate_state(1, np.uint64)[0]))
+        sample = self._read(image, int(seeds.generate_state(1, np.uint64)[0]))
         rng = np.random.default_rng(seeds.spawn(1)[0])
-        if rng.random() >= self.mosaic:
+        if rng.random() < self.mosaic:
+            others = [self.images[i] for i in rng.integers(len(self.images), size=3)]
+            samples = [sample, *(self._read(other, int(rng.integers(2**63))) for other in others)]
+            pixels, target = mosaic([(s.image, s.target) for s in samples], self.size, rng)
+            return replace(sample, image=pixels, target=target, name=" + ".join(s.name for s in samples))
+        if self.canvas == self.size:
             return sample
-        others = [self.images[i] for i in rng.integers(len(self.images), size=3)]
-        samples = [sample, *(read_sample(o, self.size, self.augment, int(rng.integers(2**63))) for o in others)]
-        pixels, target = mosaic([(s.image, s.target) for s in samples], rng)
-        return replace(sample, image=pixels, target=target, name=" + ".join(s.name for s in samples))
+        pixels, target = window(sample.image, sample.target, self.size, rng, anywhere=rng.random() < 0.5)
+        return replace(sample, image=pixels, target=target)
+
+    def _read(self, image: ImageRecord, seed: int) -> Sample:
+        return read_sample(image, self.canvas, self.augment, seed)
+
+
+class _Tiles(_Inputs):
+    """Evaluation inputs, by (index, tile). The tiles of an image follow one another, so that it is decoded once."""
+
+    def __init__(self, data: CocoData, size: Size, canvas: Size | None) -> None:
+        self.images, self.canvas = data.images, canvas or size
+        self.photos = [TiledPhoto.of((image.height, image.width), size, canvas) for image in data.images]
+        self.places = [(i, tile) for i, photo in enumerate(self.photos) for tile in range(len(photo.places))]
+        self.cut: tuple[int, list[np.ndarray]] = (-1, [])  # the image at hand, and its tiles
+
+    def sample(self, index: int, tile: int) -> Sample:
+        image, place = self.images[index], self.photos[index].places[tile]
+        if self.cut[0] != index:
+            self.cut = (index, list(self.photos[index].cut(_pixels(image, self.canvas))))
+        learnt = ~image.crowd
+        boxes, labels = keep(place.forward(_corners(image)), image.labels[learnt], place)
+        return _sample(self.cut[1][tile], boxes, labels, place, image)
 
 
 class _Plan:
@@ -213,7 +252,7 @@ class _Plan:
                 yield epoch, step
 
 
-def _loader(images: _Images, workers: int, batch_sampler: Any) -> DataLoader[Any]:
+def _loader(images: _Inputs, workers: int, batch_sampler: Any) -> DataLoader[Any]:
     return DataLoader(
         images,
         batch_sampler=batch_sampler,

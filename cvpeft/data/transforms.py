@@ -200,12 +200,14 @@ def _rescale(boxes: np.ndarray, source_hw: Size, image: np.ndarray) -> np.ndarra
 def keep(
     boxes: np.ndarray, labels: np.ndarray, geometry: Letterbox, visible: float = MIN_VISIBLE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes (N, 4) to the image on the canvas; drop those, with their labels (N,), that are too thin to be learnt.
+    """Clip boxes (N, 4) to what is seen of the image; drop those, with their labels (N,), that are too thin to learn.
 
     visible: the part of its area that a box must keep, or it is dropped too.
     """
     y, x, (height, width) = geometry.top, geometry.left, geometry.inner
-    clipped = np.clip(boxes, (x, y, x, y), (x + width, y + height, x + width, y + height))
+    bottom, right = min(y + height, geometry.size[0]), min(x + width, geometry.size[1])
+    y, x = max(y, 0), max(x, 0)  # a tile begins inside the image
+    clipped = np.clip(boxes, (x, y, x, y), (right, bottom, right, bottom))
     sides = clipped[:, 2:] - clipped[:, :2]
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     keep = (sides.min(1, initial=np.inf) >= MIN_SIDE) & (np.prod(sides, axis=1) >= visible * area)

@@ -62,6 +62,7 @@ def describe(
         "classes": list(classes),
         "preprocessing": {
             "size": list(settings.data.size),
+            "canvas": settings.data.canvas,
             "resize": "letterbox",
             "pad": 114,
             "colour": "RGB",

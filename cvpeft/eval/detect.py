@@ -24,8 +24,10 @@ from cvpeft.eval.predict import predict
 from cvpeft.eval.report import DEFAULT_THRESHOLD
 from cvpeft.files import replacing, write_whole
 from cvpeft.runtime.draw import draw
-from cvpeft.runtime.image import decode, load
+from cvpeft.runtime.image import Letterbox, decode
 from cvpeft.runtime.onnx_detector import Detections, Detector
+from cvpeft.runtime.tiles import Canvas, TiledPhoto
+from cvpeft.types import Target
 
 __all__ = ["DetectionRun", "Photo", "RunDetector", "detect_images", "find_photos", "open_detector"]
 
@@ -70,21 +72,22 @@ def detect_images(
     *,
     score: float | None = None,
     overrides: Sequence[str] = (),
+    canvas: Canvas | None = None,
 ) -> DetectionRun:
     """Detect in photographs and write out/NAME.jpg, boxes drawn, out/predictions.json and out/coco_results.json.
 
     source: a run folder (torch) or an .onnx file (ONNX Runtime). images: see `find_photos`.
     score: lowest score that counts, for all classes; None: each class's own, of the run or the file.
-    overrides: `key=value` for the config of a run. The first json is a COCO file whose annotations have a "score"; it
-    lists what could not be read under "failed". The second is the list of results alone, with the same image ids. Files
-    of an earlier call are replaced.
+    overrides: `key=value` for the config of a run. canvas: photos are seen in tiles, see `Detector`.
+    The first json is a COCO file whose annotations have a "score"; it lists what could not be read under "failed". The
+    second is the list of results alone, with the same image ids. Files of an earlier call are replaced.
     DataError: nothing to read. ConfigError: a file in `out` that is not of an earlier call would be overwritten.
     """
     if score is not None and not 0 <= score <= 1:
         raise ConfigError("SCORE", f"the score is {score}", fix="give one in 0..1")
     photos = find_photos(images)
     _check_free(out, photos)
-    detector = open_detector(source, overrides)
+    detector = open_detector(source, overrides, canvas=canvas)
     content = _header(source, detector, score)
     failed: list[str] = []
     for photo in tqdm(photos, desc="detect", unit="image", leave=False, disable=None):
@@ -205,11 +208,11 @@ def _is_result(file: Path) -> bool:
 class RunDetector:
     """A trained run with the interface of `Detector`; its boxes are those of the evaluation."""
 
-    def __init__(self, run: LoadedRun) -> None:
+    def __init__(self, run: LoadedRun, canvas: Canvas | None = None) -> None:
         self.device = pick_device(run.settings.train.device)
         self.model = run.model.to(self.device)
         self.precision = run.settings.eval.precision
-        self.classes, self.size = run.classes, run.settings.data.size
+        self.classes, self.size, self.canvas = run.classes, run.settings.data.size, canvas or run.settings.data.canvas
         given: Mapping[str, float] = run.meta.get("thresholds") or {}
         self.thresholds = {name: given.get(name, DEFAULT_THRESHOLD) for name in run.classes}
 
@@ -218,11 +221,10 @@ class RunDetector:
         return [self._detect(image, threshold) for image in images]
 
     def _detect(self, image: Path, threshold: float | None) -> Detections:
-        pixels, letterbox = load(image, self.size)  # (H, W, 3)
-        tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]  # (1, 3, H, W)
-        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": 0}
-        batch = Batch(tensor, [nothing], [letterbox], [image.name])  # type: ignore[list-item]
-        found = predict(self.model, [batch], device=self.device, precision=self.precision, progress=False)
+        pixels, full = decode(image, at_least=None if self.canvas == "photo" else self.canvas or self.size)
+        photo = TiledPhoto.of(full, self.size, self.canvas)
+        batches = (_batch(tile, place) for tile, place in zip(photo.cut(pixels), photo.places, strict=True))
+        found = predict(self.model, batches, device=self.device, precision=self.precision, progress=False)
         names = tuple(self.classes[row["category_id"] - 1] for row in found)
         least = [self.thresholds[name] if threshold is None else threshold for name in names]
         scores = np.array([row["score"] for row in found], np.float32)
@@ -233,13 +235,21 @@ class RunDetector:
         return Detections(boxes[keep].astype(np.float32), scores[keep], labels[keep], tuple(names[i] for i in keep))
 
 
-def open_detector(source: Path, overrides: Sequence[str] = ()) -> RunDetector | Detector:
-    """The model of a run folder or of an .onnx file."""
+def _batch(tile: np.ndarray, place: Letterbox) -> Batch:
+    tensor = torch.from_numpy(tile.transpose(2, 0, 1).copy())[None]  # (H, W, 3) -> (1, 3, H, W)
+    nothing: Target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": 0}
+    return Batch(tensor, [nothing], [place], [""])
+
+
+def open_detector(
+    source: Path, overrides: Sequence[str] = (), *, canvas: Canvas | None = None
+) -> RunDetector | Detector:
+    """The model of a run folder or of an .onnx file. canvas: see `Detector`."""
     if source.is_dir():
-        return RunDetector(load_run(source, overrides))
+        return RunDetector(load_run(source, overrides), canvas)
     if overrides:
         raise ConfigError("SOURCE", f"{source} has no config that {overrides[0]} could change", fix="leave it out")
-    return Detector(source)
+    return Detector(source, canvas=canvas)
 
 
 # What is written

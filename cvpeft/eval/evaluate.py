@@ -57,9 +57,9 @@ def evaluate(
 
     thresholds: class name -> score that was chosen on other images; see `report`.
     """
-    e = settings.eval
+    e, d = settings.eval, settings.data
     device = next(model.parameters()).device
-    loader = eval_loader(data, settings.data.size, batch=e.batch, workers=settings.data.workers)
+    loader = eval_loader(data, d.size, batch=e.batch, workers=d.workers, canvas=d.canvas)
     found = predict(model, loader, device=device, precision=e.precision)
     result = report(data.ground_truth(), found, data.classes, alarm_threshold=e.alarm_threshold, thresholds=thresholds)
     result["latency"] = latency(model, _first_images(data, settings), device=device, precision=e.precision)
@@ -68,7 +68,7 @@ def evaluate(
 
 def _first_images(data: CocoData, settings: schema.Settings) -> list[torch.Tensor]:
     images: list[torch.Tensor] = []
-    for batch in eval_loader(data, settings.data.size, batch=1, workers=0):
+    for batch in eval_loader(data, settings.data.size, batch=1, workers=0, canvas=settings.data.canvas):
         if len(images) == settings.eval.latency_images:
             break
         images.append(batch.images[0])

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cvpeft.runtime.tiles import Found, join
+
 if TYPE_CHECKING:
     from cvpeft.data.loader import Batch
     from cvpeft.runtime.image import Letterbox
@@ -34,15 +36,17 @@ def predict(
     precision: "fp32" or "bf16" (autocast).
     progress: a bar on stderr, where that is a terminal.
     Returns COCO results, image by image: image_id, category_id (the label, 1..K), score and bbox (x, y, width, height
-    in pixels of the upright source image, clipped to it).
+    in pixels of the upright source image, clipped to it). The tiles of an image give one list, see `join`.
     """
-    results: list[dict[str, Any]] = []
+    found: dict[int, list[tuple[Found, Letterbox]]] = {}
     with _inference(model, device, precision):
         for batch in tqdm(loader, desc="detect", unit="batch", leave=False, disable=None if progress else True):
             predictions = model(batch.images.to(device, non_blocking=True))  # (B, 3, H, W) -> B predictions
-            for prediction, target, letterbox in zip(predictions, batch.targets, batch.letterboxes, strict=True):
-                results += _coco_results(prediction, target["image_id"], letterbox)
-    return results
+            for prediction, target, place in zip(predictions, batch.targets, batch.letterboxes, strict=True):
+                found.setdefault(target["image_id"], []).append((_in_photo(prediction, place), place))
+    return [
+        row for image_id, tiles in found.items() for row in _coco_results(image_id, join(*zip(*tiles, strict=True)))
+    ]
 
 
 def latency(
@@ -87,14 +91,17 @@ def _inference(model: nn.Module, device: str | torch.device, precision: str) -> 
             module.training = training
 
 
-def _coco_results(prediction: Prediction, image_id: int, letterbox: Letterbox) -> list[dict[str, Any]]:
+def _in_photo(prediction: Prediction, place: Letterbox) -> Found:
     network = prediction["boxes"].double().cpu().numpy()  # (N, 4) xyxy; float64, so that the way back adds no rounding
-    boxes = np.asarray(letterbox.inverse(network), dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] -= boxes[:, :2]  # xyxy -> xywh
-    labels, scores = prediction["labels"].tolist(), prediction["scores"].tolist()
+    return Found(place.inverse(network), prediction["scores"].float().cpu().numpy(), prediction["labels"].cpu().numpy())
+
+
+def _coco_results(image_id: int, found: Found) -> list[dict[str, Any]]:
+    corners, sides = found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]  # xyxy -> xywh
+    boxes = np.concatenate((corners, sides), 1).tolist()
     return [
         {"image_id": int(image_id), "category_id": label, "bbox": box, "score": score}
-        for label, box, score in zip(labels, boxes.tolist(), scores, strict=True)
+        for label, box, score in zip(found.labels.tolist(), boxes, found.scores.tolist(), strict=True)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -50,6 +51,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
             "base_sha256": meta["base"]["sha256"],
             "adapter_sha256": _sha256(run / "adapter" / "adapter_model.safetensors"),
             "data_sha256": meta["data"],
+            "canvas": loaded.settings.data.canvas,
             "merged": not left,
             "methods_in_graph": sorted({name.split(" at ")[0] for name in left}),
         },
@@ -59,7 +61,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
 
 
 def _images(loaded: LoadedRun, count: int) -> list[Tensor]:
-    """Letterboxed images (3, H, W) uint8 of val, else test, else train; those with objects come first."""
+    """Network inputs (3, H, W) uint8 of val, else test, else train; those with objects come first."""
     data = loaded.settings.data
     split = next((name for name in ("val", "test", "train") if getattr(data, name)), None)
     if split is None:
@@ -67,7 +69,8 @@ def _images(loaded: LoadedRun, count: int) -> list[Tensor]:
     records = open_split(data, split, loaded.classes)
     chosen = sorted(records.images, key=lambda image: len(image.boxes) == 0)[:count]
     subset = CocoData(tuple(chosen), records.classes, ())
-    return [batch.images[0] for batch in eval_loader(subset, data.size, batch=1, workers=0)]
+    inputs = eval_loader(subset, data.size, batch=1, workers=0, canvas=data.canvas)
+    return [batch.images[0] for batch in islice(inputs, count)]
 
 
 def export_weights_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:

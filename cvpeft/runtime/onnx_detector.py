@@ -10,6 +10,7 @@ Letters: B images, N boxes, H and W the network input.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ import numpy as np
 import onnxruntime
 
 from cvpeft.errors import DataError
-from cvpeft.runtime.image import decode, letterbox
+from cvpeft.runtime.image import MAX_PIXELS, Letterbox, Size, decode
+from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join
 
 __all__ = ["Detections", "Detector"]
 
@@ -48,19 +50,23 @@ class Detections:
 class Detector:
     """One exported file, ready to run on the CPU.
 
-    classes: names in order; label 1 is the first. size: (height, width) of the network input. thresholds: class name ->
-    score from which a box counts. metadata: everything that the file says of itself. Raises DataError for a file that
-    cannot be read or that `cvpeft export` did not write.
+    classes: names in order; label 1 is the first. size: (height, width) of the network input. canvas: size that photos
+    are letterboxed into and seen in overlapping tiles of `size`; None: a whole photo in one input. thresholds: class
+    name -> score from which a box counts. metadata: everything that the file says of itself. Raises DataError for a
+    file that cannot be read or that `cvpeft export` did not write.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
-        """threads: of onnxruntime; 0: as many as cores."""
+    def __init__(self, path: str | Path, *, threads: int = 0, canvas: Canvas | None = None) -> None:
+        """threads: of onnxruntime; 0: as many as cores. canvas: None: the one that the model was trained with, if any;
+        "photo": each photo's own size, nothing scaled down, for orthophotos."""
         self.path = Path(path)
         self._session = _open(self.path, threads)
         self.metadata = _metadata(self._session, self.path)
         self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
         height, width = self.metadata["input_size"]
-        self.size: tuple[int, int] = (height, width)
+        self.size: Size = (height, width)
+        trained = self.metadata.get("canvas")
+        self.canvas: Canvas | None = canvas or (None if trained is None else (trained[0], trained[1]))
         self.thresholds: dict[str, float] = dict(self.metadata["score_thresholds"])
 
     def __call__(
@@ -83,18 +89,25 @@ class Detector:
         return found
 
     def _detect(self, image: str | Path | np.ndarray, threshold: float | None) -> Detections:
-        pixels, source = _pixels(image, self.size)
-        pixels, geometry = letterbox(pixels, self.size, source)  # (H, W, 3)
-        found = self.raw(pixels.transpose(2, 0, 1)[None])[0]
-        least = [self.thresholds[name] if threshold is None else threshold for name in found.names]
+        pixels, source = _pixels(image, None if self.canvas == "photo" else self.canvas or self.size)
+        photo = TiledPhoto.of(source, self.size, self.canvas)
+        found = join(
+            [self._in_photo(*tile) for tile in zip(photo.cut(pixels), photo.places, strict=True)], photo.places
+        )
+        names = tuple(self.classes[label - 1] for label in found.labels)
+        least = [self.thresholds[name] if threshold is None else threshold for name in names]
         keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
-        boxes = geometry.inverse(found.boxes[keep]).astype(np.float32)
-        return Detections(boxes, found.scores[keep], found.labels[keep], tuple(found.names[i] for i in keep))
+        boxes = found.boxes[keep].astype(np.float32)
+        return Detections(boxes, found.scores[keep], found.labels[keep], tuple(names[i] for i in keep))
+
+    def _in_photo(self, tile: np.ndarray, place: Letterbox) -> Found:
+        found = self.raw(tile.transpose(2, 0, 1)[None])[0]
+        return Found(place.inverse(found.boxes), found.scores, found.labels)
 
 
-def _pixels(image: str | Path | np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def _pixels(image: str | Path | np.ndarray, at_least: Size | None) -> tuple[np.ndarray, Size]:
     if not isinstance(image, np.ndarray):
-        return decode(Path(image), at_least=size)
+        return decode(Path(image), at_least=at_least)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         what = f"an image array is {image.dtype} of shape {image.shape}, but must be uint8 RGB (height, width, 3)"
         raise DataError("IMAGE", what)
@@ -125,6 +138,8 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
         raise _foreign(path, f"its metadata lacks {', '.join(missing)}")
     faults = [f"{key} is {found[key]!r}, not {value!r}" for key, value in FEED.items() if found[key] != value]
     classes, size, thresholds = found["classes"], found["input_size"], found["score_thresholds"]
+    if not _is_canvas(found.get("canvas"), size):
+        faults.append(f"canvas is {found['canvas']!r}, no height and width of at least input_size")
     if not _names(classes):
         faults.append(f"classes is {classes!r}, not a list of names")
     elif not isinstance(thresholds, dict) or not all(_number(thresholds.get(name)) for name in classes):
@@ -140,6 +155,14 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
 
 def _names(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _is_canvas(value: Any, size: Any) -> bool:
+    """None, or two whole numbers that hold a network input and are no bomb."""
+    if value is None or not (isinstance(size, list) and all(_number(s) for s in size)):  # told of on its own
+        return value is None or isinstance(value, list)
+    sides = isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
+    return sides and math.prod(value) <= MAX_PIXELS and all(side >= s for side, s in zip(value, size, strict=False))
 
 
 def _number(value: Any) -> bool:

@@ -149,7 +149,7 @@ def saved_bytes(model: nn.Module, batch: Batch, *, precision: str) -> int:
 def _activations(settings: schema.Settings, device: torch.device) -> int:
     """`saved_bytes` of the first training batch."""
     data = open_splits(settings.data).train
-    augment = build_augment(settings.data.augment, settings.data.size)
+    augment = build_augment(settings.data.augment, settings.data.canvas or settings.data.size)
     loader = train_loader(
         data,
         settings.data.size,
@@ -159,6 +159,7 @@ def _activations(settings: schema.Settings, device: torch.device) -> int:
         seed=settings.run.seed,
         epochs=1,
         mosaic=settings.data.mosaic,
+        canvas=settings.data.canvas,
     )
     batch = next(iter(loader))[2]
     model = build_detector(settings, data.classes)

@@ -191,13 +191,14 @@ def _batches(t: Trainer) -> Iterable[Batch]:
     loader = train_loader(
         t.splits.train,
         d.size,
-        build_augment(d.augment, d.size),
+        build_augment(d.augment, d.canvas or d.size),
         batch=t.settings.train.batch,
         workers=d.workers,
         seed=t.settings.run.seed,
         epochs=t.settings.train.epochs,
         start=(p.epoch + 1, 0) if done else (p.epoch, p.batch),
         mosaic=d.mosaic,
+        canvas=d.canvas,
     )
     return (batch for _, _, batch in loader)
 
@@ -262,7 +263,9 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
     is_last = p.epoch + 1 == s.train.epochs
     if val is None or ((p.epoch + 1) % s.train.eval_every and not is_last):
         return
-    loader = _watched(t, eval_loader(val, s.data.size, batch=s.eval.batch, workers=s.data.workers))
+    loader = _watched(
+        t, eval_loader(val, s.data.size, batch=s.eval.batch, workers=s.data.workers, canvas=s.data.canvas)
+    )
     precision = "bf16" if t.holds_low else s.eval.precision
     with t.ema.swapped_in(owned(t.model)):
         found = predict(t.model, loader, device=t.device, precision=precision)

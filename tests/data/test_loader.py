@@ -20,7 +20,7 @@ from cvpeft.data.coco import CocoData, load_coco
 from cvpeft.data.loader import Batch, TrainLoader, eval_loader, read_sample, train_loader
 from cvpeft.data.transforms import build_augment
 from cvpeft.errors import ConfigError, DataError, ResourceError
-from cvpeft.runtime.image import fit, load
+from cvpeft.runtime.image import decode, fit, letterbox
 
 from .sets import coco, picture, write
 
@@ -150,7 +150,7 @@ def test_evaluation_is_in_order_and_as_in_deployment(data: CocoData, workers: in
     assert len(loader) == len(found) == 3
     assert [t["image_id"] for batch in found for t in batch.targets] == [1, 2, 3, 4, 5, 6, 7]
     for image, pixels in zip(data.images, torch.cat([batch.images for batch in found]), strict=True):
-        canvas, letter = load(image.path, SIZE)
+        canvas, letter = letterbox(decode(image.path)[0], SIZE)
         assert np.array_equal(pixels.numpy(), canvas.transpose(2, 0, 1))
         assert letter == fit((60, 100), SIZE)
 

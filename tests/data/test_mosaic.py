@@ -33,7 +33,7 @@ def test_objects_lie_in_their_boxes_and_nowhere_else() -> None:
     places: list[list[list[int]]] = [[[70, 40, 80, 50]], [], [[0, 0, 10, 6], [90, 60, 96, 64]], [[30, 2, 40, 8]]]
     inputs = [scene(boxes, colour) for colour, boxes in enumerate(places, 1)]
     for seed in range(50):
-        image, target = mosaic(inputs, np.random.default_rng(seed))
+        image, target = mosaic(inputs, SIZE, np.random.default_rng(seed))
         assert image.shape == (3, *SIZE)
         assert target["image_id"] == 1
         covered = torch.zeros(SIZE, dtype=torch.bool)
@@ -47,7 +47,7 @@ def test_objects_lie_in_their_boxes_and_nowhere_else() -> None:
 
 def test_objects_keep_their_size_and_the_quarters_their_places() -> None:
     inputs = [scene([[20, 20, 28, 26]], colour) for colour in (1, 2, 3, 4)]
-    _, target = mosaic(inputs, np.random.default_rng(0))
+    _, target = mosaic(inputs, SIZE, np.random.default_rng(0))
     assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).tolist() == [[8, 6]] * 4
     right, down = target["boxes"][:, 0] >= 48, target["boxes"][:, 1] >= 32
     assert (target["labels"] - 1).tolist() == (right.int() + 2 * down.int()).tolist()
@@ -55,10 +55,10 @@ def test_objects_keep_their_size_and_the_quarters_their_places() -> None:
 
 def test_a_box_larger_than_its_quarter_is_clipped_to_it() -> None:
     inputs = [scene([[0, 0, 96, 64]], colour) for colour in (1, 2, 3, 4)]
-    _, target = mosaic(inputs, np.random.default_rng(0))
+    _, target = mosaic(inputs, SIZE, np.random.default_rng(0))
     assert len(target["boxes"]) == 0  # a quarter of it is less than what a box must keep
     inputs = [scene([[10, 10, 70, 40]], colour) for colour in (1, 2, 3, 4)]
-    _, target = mosaic(inputs, np.random.default_rng(0))
+    _, target = mosaic(inputs, SIZE, np.random.default_rng(0))
     assert target["boxes"][:, 0].tolist() == [0, 48, 0, 48]
     assert (target["boxes"][:, 2:] - target["boxes"][:, :2]).tolist() == [[48, 30]] * 4  # all of the quarter's width
 
