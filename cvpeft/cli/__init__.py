@@ -1,0 +1,62 @@
+"""`cvpeft COMMAND`: parse, call one library function, exit code. A command's modules are imported only when it runs.
+
+Exit codes: 0 done, 2 config or data, 3 checkpoint, 4 resources, 5 numbers, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cvpeft import __version__
+from cvpeft.cli import data, results, study, training
+from cvpeft.errors import CvpeftError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    args = _parsed(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cvpeft").setLevel(logging.INFO)
+    try:
+        return int(args.command(args))
+    except CvpeftError as error:
+        return _told(error, error.exit_code, debug=args.debug)
+    except MemoryError as error:
+        return _told(f"E-MEMORY out of memory ({error}). Fix: lower train.batch or data.size", 4, debug=args.debug)
+    except KeyboardInterrupt:
+        return _told("stopped", 130, debug=False)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes `key=value` on one side of an option only: those that it leaves over are put to the others."""
+    parser = _parser()
+    args, left = parser.parse_known_args(argv)
+    if strange := [text for text in left if text.startswith("-") or "=" not in text or "overrides" not in args]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if left:
+        args.overrides = [*args.overrides, *left]
+    return args
+
+
+def _told(message: object, code: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cvpeft", description="Adapt object detectors with few trained parameters.")
+    parser.add_argument("--version", action="version", version=f"cvpeft {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for room in (training, results, data, study):
+        room.add_commands(commands)
+    return parser

@@ -1,0 +1,8 @@
+"""`python -m cvpeft.cli COMMAND`."""
+
+import sys
+
+from cvpeft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

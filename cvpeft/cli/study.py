@@ -1,0 +1,117 @@
+"""Commands that look at many: summary, compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cvpeft.cli.parser import add_command, add_overrides
+from cvpeft.errors import ConfigError
+
+__all__ = ["add_commands"]
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    _summary(commands)
+    _compare(commands)
+
+
+def _summary(commands: argparse._SubParsersAction) -> None:
+    about = "Print what a config trains: parameters by part, file sizes, memory estimated and measured."
+    parser = add_command(commands, "summary", run_summary, about, "cvpeft summary configs/manhole_lora.yaml")
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument("--methods", action="store_true", help="print what methods there are, as Markdown, and stop")
+    parser.add_argument(
+        "--ranks",
+        type=float,
+        metavar="SHARE",
+        help="config is a run: print the ranks that hold this share of its change",
+    )
+    parser.add_argument("--no-measure", action="store_true", help="do not run the one step that measures peak memory")
+    add_overrides(parser)
+
+
+def run_summary(args: argparse.Namespace) -> int:
+    if args.methods:
+        from cvpeft.study.registry import methods_page
+
+        print(methods_page(), end="")
+        return 0
+    from cvpeft.study.job import summary_job
+
+    if args.config is None:
+        raise ConfigError("CONFIG", "no config is named", fix="cvpeft summary configs/manhole_lora.yaml")
+    if args.ranks is not None:
+        from cvpeft.study.ranks import needed_ranks
+
+        print(needed_ranks(args.config, args.ranks).yaml())
+        return 0
+    summary_job(args.config, args.overrides, measure=not args.no_measure)
+    return 0
+
+
+def _compare(commands: argparse._SubParsersAction) -> None:
+    about = "Train one config in several modes, methods and seeds; or score cities' runs on each other's photos."
+    parser = add_command(
+        commands,
+        "compare",
+        run_compare,
+        about,
+        "cvpeft compare configs/potholes_lora.yaml --seeds 0 1 2 --out runs/table\n"
+        "  cvpeft compare --cities runs/berlin runs/lyon --out runs/cities",
+    )
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument(
+        "--cities", nargs="+", type=Path, default=[], metavar="RUN", help="finished runs; no config then"
+    )
+    parser.add_argument(
+        "--modes", nargs="*", choices=("adapters", "full", "frozen"), default=["adapters", "full", "frozen"]
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="each alone, at its defaults (cvpeft summary --methods)",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--sweep-lr",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="FACTOR",
+        help="learning rates that each row tries first",
+    )
+    parser.add_argument(
+        "--held-out", nargs=2, type=Path, metavar=("TRAIN", "VAL"), help="on these json files (cvpeft data split)"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    if args.cities:
+        from cvpeft.study.cross import cross
+
+        print(cross(args.cities, args.out).read_text())
+        return 0
+    from cvpeft.study.compare import Sweep, compare
+
+    if args.config is None:
+        raise ConfigError("CONFIG", "no config is named", fix="cvpeft compare configs/potholes_lora.yaml --out DIR")
+    if bool(args.sweep_lr) != bool(args.held_out):
+        what, why = "--sweep-lr and --held-out belong together", "Rates chosen on the scored images would flatter"
+        raise ConfigError("SWEEP", what, why=why, fix="make the two json files with cvpeft data split")
+    sweep = Sweep(tuple(args.sweep_lr), *args.held_out) if args.sweep_lr else None
+    table = compare(
+        args.config,
+        modes=args.modes,
+        methods=args.methods,
+        seeds=args.seeds,
+        overrides=args.overrides,
+        out=args.out,
+        sweep=sweep,
+    )
+    print(table.read_text())
+    return 0
