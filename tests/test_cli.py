@@ -131,7 +131,18 @@ def no_hub(*_: object, **__: object) -> str:
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "eval", "predict", "export", "data", "summary", "compare", "pretrain", "demo"):
+    for command in (
+        "train",
+        "eval",
+        "predict",
+        "export",
+        "data",
+        "summary",
+        "compare",
+        "benchmark",
+        "pretrain",
+        "demo",
+    ):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0

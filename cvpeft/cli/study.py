@@ -1,4 +1,4 @@
-"""Commands that look at many: summary, compare."""
+"""Commands that count, compare and time: summary, compare, benchmark."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = ["add_commands"]
 def add_commands(commands: argparse._SubParsersAction) -> None:
     _summary(commands)
     _compare(commands)
+    _benchmark(commands)
 
 
 def _summary(commands: argparse._SubParsersAction) -> None:
@@ -114,4 +115,18 @@ def run_compare(args: argparse.Namespace) -> int:
         sweep=sweep,
     )
     print(table.read_text())
+    return 0
+
+
+def _benchmark(commands: argparse._SubParsersAction) -> None:
+    about = "Time a run in every form, side by side: unmerged, merged, without its methods, ONNX; and adapter exchange."
+    parser = add_command(commands, "benchmark", run_benchmark, about, "cvpeft benchmark runs/manhole_lora")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="several of one base: their exchange as well")
+    parser.add_argument("--rounds", type=int, default=20)
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    from cvpeft.study.benchmark import benchmark
+
+    print(benchmark(args.runs, rounds=max(1, args.rounds)).table())
     return 0

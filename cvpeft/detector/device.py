@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import platform
+from pathlib import Path
 
 import torch
 
 from cvpeft.errors import ConfigError
 
-__all__ = ["has_fast_bf16", "pick_device", "pick_precision"]
+__all__ = ["has_fast_bf16", "pick_device", "pick_precision", "processor"]
 
 log = logging.getLogger(__name__)
 BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # x86 tiles, x86 vectors, ARM; any of them multiplies bf16 in hardware
@@ -40,3 +42,14 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in BF16)
+
+
+def processor() -> str:
+    """Name and number of cores of the CPU, as the system tells them."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

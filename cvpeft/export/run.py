@@ -24,7 +24,7 @@ from cvpeft.files import replacing, unwritable, write_whole
 from cvpeft.peft.foreign import to_hf
 from cvpeft.peft.merge import merge, unmergeable
 
-__all__ = ["export_hf_run", "export_onnx_run", "export_weights_run", "write_weights"]
+__all__ = ["export_hf_run", "export_onnx_run", "export_weights_run", "verification_inputs", "write_weights"]
 
 
 def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
@@ -42,7 +42,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         loaded.model,
         plain,
         run / "export",
-        _images(loaded, e.verify_images),
+        verification_inputs(loaded, e.verify_images),
         classes=loaded.classes,
         score_thresholds=meta.get("thresholds") or dict.fromkeys(loaded.classes, DEFAULT_THRESHOLD),
         metadata={
@@ -60,7 +60,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     )
 
 
-def _images(loaded: LoadedRun, count: int) -> list[Tensor]:
+def verification_inputs(loaded: LoadedRun, count: int) -> list[Tensor]:
     """Network inputs (3, H, W) uint8 of val, else test, else train; those with objects come first."""
     data = loaded.settings.data
     split = next((name for name in ("val", "test", "train") if getattr(data, name)), None)

@@ -194,10 +194,13 @@ def feature_difference(one: nn.Module, other: nn.Module, images: Sequence[Tensor
     max_feature_difference, max_feature: in float32 over all images, and the largest value there. The first
     DOUBLE_IMAGES are computed in float64 too. max_rounding: of `one` in float32 from itself in float64.
     max_double_difference: of the two in float64; of a right merge only the rounding of its weights is left there.
+    max_bf16_difference: of the two once their weights are rounded to bf16, computed in float64: what merging costs who
+    deploys bf16 weights, as small changes are lost in large weights there.
     """
     device = next(one.parameters()).device
     double_one, double_other = copy.deepcopy(one).double(), copy.deepcopy(other).double()
-    apart, largest, rounding, double = 0.0, 0.0, 0.0, 0.0
+    low_one, low_other = (copy.deepcopy(model).bfloat16().double() for model in (one, other))
+    apart, largest, rounding, double, low = 0.0, 0.0, 0.0, 0.0, 0.0
     for number, image in enumerate(images):
         x: Tensor = one.transform(image[None].to(device))[0].tensors  # type: ignore[operator]
         left, right = _maps(one, x), _maps(other, x)
@@ -205,11 +208,13 @@ def feature_difference(one: nn.Module, other: nn.Module, images: Sequence[Tensor
         if number < DOUBLE_IMAGES:
             wide_left, wide_right = _maps(double_one, x.double()), _maps(double_other, x.double())
             rounding, double = max(rounding, _apart(left, wide_left)), max(double, _apart(wide_left, wide_right))
+            low = max(low, _apart(_maps(low_one, x.double()), _maps(low_other, x.double())))
     return {
         "max_feature_difference": apart,
         "max_feature": largest,
         "max_rounding": rounding,
         "max_double_difference": double,
+        "max_bf16_difference": low,
     }
 
 

@@ -26,6 +26,7 @@ from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
 from cvpeft.study.outcome import Outcome, read_outcome
 from cvpeft.study.table import csv_text, write_tables
+from cvpeft.study.timing import Latency, latencies
 from cvpeft.train.folder import data_digest, is_finished, same_run
 from cvpeft.train.loop import Interrupted
 
@@ -33,6 +34,7 @@ __all__ = ["Sweep", "compare"]
 
 PROGRAM = (sys.executable, "-m", "cvpeft.cli")
 OWN = ("run.name", "run.seed", "run.dir", "peft.mode")  # settings that tell the runs apart
+ROUNDS = 10  # in which latencies are measured
 KINDS: Mapping[int, type[CvpeftError]] = {
     kind.exit_code: kind for kind in (ConfigError, CheckpointError, ResourceError, NumericalError)
 }
@@ -130,9 +132,24 @@ def compare(
         outcomes.append(read_outcome(plan.folder, plan.mode, plan.settings, split))
         write_tables(
             out, outcomes, plans[0].settings, split, command=asked.command, planned=len(plans),
-            notes=_notes(sweep, factors, plans),
+            notes=_notes(sweep, factors, plans), latencies=_latencies(plans, out) if number == len(plans) else {},
         )  # fmt: skip
     return out / "table.md"
+
+
+def _latencies(plans: Sequence[Plan], out: Path) -> dict[str, Latency]:
+    """Row -> how long its first run takes for an image; of all rows in turn, kept in out/latency.json."""
+    first: dict[str, Path] = {}
+    for plan in plans:
+        first.setdefault(plan.mode, plan.folder)
+    file = out / "latency.json"
+    if file.exists():
+        kept: dict[str, Latency] = json.loads(file.read_text(encoding="utf-8"))
+        if kept.keys() == first.keys():
+            return kept
+    found = latencies(first, rounds=ROUNDS)
+    write_whole(file, json.dumps(found, indent=1))
+    return found
 
 
 # Which trainings

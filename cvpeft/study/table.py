@@ -17,6 +17,7 @@ from cvpeft.config import schema
 from cvpeft.eval.plots import trade_off
 from cvpeft.files import write_whole
 from cvpeft.study.outcome import PARTS, Outcome
+from cvpeft.study.timing import Latency
 
 __all__ = ["csv_text", "write_tables"]
 
@@ -34,13 +35,17 @@ def write_tables(
     command: str,
     planned: int,
     notes: Sequence[str] = (),
+    latencies: Mapping[str, Latency] | None = None,
 ) -> None:
     """Write out/table.md, table.csv, table.png (a row, a dot for each mode) and runs.csv.
 
     settings: of any of the runs, whose data and training are those of all. planned: how many runs there will be.
-    notes: sentences that belong below the table.
+    notes: sentences that belong below the table. latencies: of each mode, once they are measured.
     """
     rows = _rows(outcomes)
+    for row in rows:
+        times = (latencies or {}).get(row["mode"])
+        row |= {"ms": times["unmerged"] if times else None, "ms_merged": times["merged"] if times else None}
     write_whole(out / "table.csv", csv_text(rows))
     kept = [f.name for f in fields(Outcome) if f.name != "samples"]
     write_whole(out / "runs.csv", csv_text([{name: getattr(o, name) for name in kept} for o in outcomes]))
@@ -104,6 +109,8 @@ COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     ("seconds", lambda r: _spread(r, "seconds", 0)),
     ("s a step", lambda r: f"{r['step_seconds']:.2f}"),
     ("peak MiB", lambda r: _spread(r, "peak_memory_mib", 0)),
+    ("ms", lambda r: "" if r["ms"] is None else f"{r['ms']:.0f}"),
+    ("ms merged", lambda r: "" if r["ms_merged"] is None else f"{r['ms_merged']:.0f}"),
 )
 
 
@@ -137,6 +144,7 @@ def _caption(outcomes: Sequence[Outcome], settings: schema.Settings, split: str,
         f"Over images: where AP lies in {SURE:.0%} of {len(outcomes[0].samples)} draws of as many images, some twice.",
         "Parameters are the trained ones, by part; the file holds all of them.",
         "Seconds of training, evaluations left out; peak memory of the training process, or of the GPU.",
+        "ms of one image: in torch, float32, on this machine's CPU, all rows in turn.",
     ]
     if len({outcome.seed for outcome in outcomes}) > 1:
         lines.append("Mean ± standard deviation over the seeds.")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cvpeft.detector.device import processor
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import write_whole
 
@@ -106,22 +107,12 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "versions": {name: version(name) for name in packages},
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def peak_memory(device: torch.device) -> float:

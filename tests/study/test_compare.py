@@ -71,6 +71,18 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
+def test_latencies_of_all_rows_are_measured_once_in_turn(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = json.loads((done / "out" / "latency.json").read_text())
+    assert list(kept) == ["adapters", "frozen"]
+    table = rows(done / "out" / "table.csv")
+    for row in table:
+        assert float(row["ms"]) == kept[row["mode"]]["unmerged"] > 0
+        assert float(row["ms_merged"]) == kept[row["mode"]]["merged"] > 0
+    monkeypatch.setattr(module, "latencies", lambda *_, **__: pytest.fail("measured again"))
+    compare(config(done), modes=("adapters", "frozen"), seeds=(0, 1), out=done / "out")
+    assert rows(done / "out" / "table.csv") == table
+
+
 def test_figures_are_those_of_the_runs(done: Path) -> None:
     runs = rows(done / "out" / "runs.csv")
     assert [(row["mode"], row["seed"]) for row in runs] == [

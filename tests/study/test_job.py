@@ -69,6 +69,7 @@ def test_the_export_of_a_trained_run_is_proven_against_its_real_merge(there: Pat
     assert proof["unmerged_onnx"]["missing"] == proof["unmerged_onnx"]["extra"] == 0
     merging = proof["unmerged_merged"]
     assert 0 < merging["max_feature_difference"] <= 1e-5
+    assert merging["max_feature_difference"] < merging["max_bf16_difference"] < merging["max_feature"]
     assert 0 < merging["max_double_difference"] <= 1e-6 * merging["max_feature"]
 
 
