@@ -76,8 +76,9 @@ def _canvas(text: str) -> tuple[int, int] | Literal["photo"]:
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
-    about = "Write a trained run as ONNX, proven equal to it, or as merged weights."
-    parser = add_command(commands, "export", run_export, about, "cvpeft export runs/manhole_lora")
+    about = "Write a trained run as ONNX, proven equal to it, as merged weights, or with small files for more cities."
+    example = "cvpeft export runs/manhole_lora\n  cvpeft export runs/berlin --adapters runs/berlin runs/lyon"
+    parser = add_command(commands, "export", run_export, about, example)
     parser.add_argument("run", type=Path, help="a run folder, or the config that it was trained from")
     parser.add_argument(
         "--format",
@@ -85,11 +86,22 @@ def _export(commands: argparse._SubParsersAction) -> None:
         default="onnx",
         help="weights: one safetensors, plain keys; peft: a folder for HF peft on the same timm backbone",
     )
+    parser.add_argument(
+        "--adapters",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs on the same base: one base.onnx, and an .onnx_adapter for each",
+    )
     add_overrides(parser)
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from cvpeft.study.job import export_job
+    from cvpeft.study.job import cities_job, export_job
 
-    export_job(args.run, args.format, args.overrides)
+    if args.adapters:
+        cities_job(args.run, args.adapters, args.overrides)
+    else:
+        export_job(args.run, args.format, args.overrides)
     return 0

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxscript.ir
 import torch
 from onnxscript import opset18
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cvpeft import __version__
 from cvpeft.errors import ParityError
@@ -39,17 +41,19 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     score_thresholds: Mapping[str, float] | None = None,
     opset: int = 18,
+    exchangeable: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the detector (in eval mode, on the CPU, float32) to `path`, which changes only when the new file is whole.
 
     score_thresholds: class name -> score from which a box counts; goes into the metadata, the outputs keep all boxes.
     metadata: more entries for the file, each a value that JSON can hold; they win over those of `contract`.
+    exchangeable: name -> tensor of the detector; these become named inputs, whose defaults are their present values.
     Raises ParityError if the graph cannot take any number of images, ResourceError if the file cannot be written.
     """
     graph = inference_graph(detector)
     entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
     with replacing(path, "the model") as part:
-        _write(graph, part, entries, opset)
+        _write(graph, part, entries, opset, exchangeable or {})
         onnx.checker.check_model(part, full_check=True)
     return path
 
@@ -83,19 +87,23 @@ def _decimals(x: Tensor) -> list[float]:
     return [round(value, 6) for value in x.flatten().tolist()]  # 0.485, not 0.48500001430511475
 
 
-def _write(graph: InferenceGraph, path: Path, entries: Mapping[str, Any], opset: int) -> None:
+def _write(
+    graph: InferenceGraph, path: Path, entries: Mapping[str, Any], opset: int, exchangeable: Mapping[str, Tensor]
+) -> None:
     images = torch.zeros(EXAMPLE_BATCH, 3, *graph.size, device=graph.mean.device)
+    free = ({0: torch.export.Dim("batch")},)
+    whole, inputs, shapes = (graph, (images,), free) if not exchangeable else _exchanging(graph, images, exchangeable)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
-            graph,
-            (images,),
+            whole,
+            inputs,
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            input_names=["images"],
+            input_names=["images", *exchangeable],
             output_names=list(Detected._fields),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=shapes,
             custom_translation_table={torch.ops.cvpeft.nms_mask.default: _nms_mask},
         )
     assert program is not None
@@ -107,8 +115,34 @@ def _write(graph: InferenceGraph, path: Path, entries: Mapping[str, Any], opset:
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes its stack traces there, with the paths of this machine
         node.doc_string = None
+    for value in program.model.graph.inputs[1:]:  # an input with an initializer of its name may be left out
+        value.const_value = onnxscript.ir.tensor(exchangeable[str(value.name)].detach().numpy(), name=value.name)
+        program.model.graph.initializers[str(value.name)] = value
     program.model.metadata_props.update({key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()})
     program.save(str(path), external_data=False)
+
+
+class _Exchanging(nn.Module):
+    """A graph whose named tensors are handed in. As inputs they keep their names, and nothing is folded into them."""
+
+    def __init__(self, graph: InferenceGraph, places: Sequence[str]) -> None:
+        super().__init__()
+        self.inner, self.places = graph, places  # a GraphModule has a `graph` of its own
+
+    def forward(self, images: Tensor, tensors: Sequence[Tensor]) -> Detected:
+        found: Detected = functional_call(self.inner, dict(zip(self.places, tensors, strict=True)), (images,))
+        return found
+
+
+def _exchanging(
+    graph: InferenceGraph, images: Tensor, exchangeable: Mapping[str, Tensor]
+) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
+    """Module, example inputs and dynamic shapes for the exporter."""
+    named = [*graph.named_parameters(), *graph.named_buffers()]
+    places = {id(tensor): name for name, tensor in named}
+    values = [tensor.detach().clone() for tensor in exchangeable.values()]
+    shapes: tuple[Any, ...] = ({0: torch.export.Dim("batch")}, [{} for _ in values])
+    return _Exchanging(graph, [places[id(tensor)] for tensor in exchangeable.values()]), (images, values), shapes
 
 
 def _nms_mask(boxes: Any, scores: Any, iou_threshold: float) -> Any:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -24,7 +25,9 @@ from cvpeft.files import replacing, unwritable, write_whole
 from cvpeft.peft.foreign import to_hf
 from cvpeft.peft.merge import merge, unmergeable
 
-__all__ = ["export_hf_run", "export_onnx_run", "export_weights_run", "verification_inputs", "write_weights"]
+__all__ = [
+    "about_run", "export_hf_run", "export_onnx_run", "export_weights_run", "verification_inputs", "write_weights",
+]  # fmt: skip
 
 
 def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
@@ -45,19 +48,24 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         verification_inputs(loaded, e.verify_images),
         classes=loaded.classes,
         score_thresholds=meta.get("thresholds") or dict.fromkeys(loaded.classes, DEFAULT_THRESHOLD),
-        metadata={
-            "run": run.name,
-            "base_model": meta["base"]["name"],
-            "base_sha256": meta["base"]["sha256"],
-            "adapter_sha256": _sha256(run / "adapter" / "adapter_model.safetensors"),
-            "data_sha256": meta["data"],
-            "canvas": loaded.settings.data.canvas,
-            "merged": not left,
-            "methods_in_graph": sorted({name.split(" at ")[0] for name in left}),
-        },
+        metadata=about_run(loaded)
+        | {"merged": not left, "methods_in_graph": sorted({name.split(" at ")[0] for name in left})},
         opset=e.opset,
         tolerance=Tolerance(score=e.score_tolerance, iou=e.iou_tolerance, threshold=e.verify_score),
     )
+
+
+def about_run(loaded: LoadedRun) -> dict[str, Any]:
+    """What an exported file says of the run that it comes from."""
+    meta = loaded.meta
+    return {
+        "run": loaded.folder.name,
+        "base_model": meta["base"]["name"],
+        "base_sha256": meta["base"]["sha256"],
+        "adapter_sha256": _sha256(loaded.folder / "adapter" / "adapter_model.safetensors"),
+        "data_sha256": meta["data"],
+        "canvas": loaded.settings.data.canvas,
+    }
 
 
 def verification_inputs(loaded: LoadedRun, count: int) -> list[Tensor]:

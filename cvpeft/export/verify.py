@@ -31,13 +31,16 @@ from cvpeft.files import replacing, sync
 from cvpeft.runtime.onnx_detector import Detections, Detector
 from cvpeft.types import Prediction
 
-__all__ = ["Agreement", "Tolerance", "compare", "export_verified", "verify"]
+__all__ = [
+    "Agreement", "Tolerance", "agreed", "compare", "enough", "export_verified", "predict_onnx", "predict_torch",
+    "verify",
+]  # fmt: skip
 
 PARTNER_IOU = 0.5  # less overlap is another object
 SAME_PLACE = 1e-3  # pixels
 DOUBLE_IMAGES = 2  # of those that features are compared on, in float64 too: it takes several times as long
 MERGED = 1e-7  # of the largest feature: about what the weights of a merge lose when they are rounded to float32
-BATCHES = (1, 2, 3)  # sizes in which the file is fed in turn, so that its free batch axis is proven too
+BATCHES = (1, 2, 3, 8)  # sizes in which the file is fed in turn, so that its free batch axis is proven too
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def verify(
     """Compare a file with its detector on letterboxed images (3, H, W) uint8; ParityError if they do not agree."""
     reference = predict_torch(detector, images)
     threshold = enough(reference, tolerance)
-    agreement = _agreed("the ONNX model", reference, predict_onnx(path, images), threshold, tolerance)
+    agreement = agreed("the ONNX model", reference, predict_onnx(path, images), threshold, tolerance)
     return {"threshold": threshold, "torch_onnx": asdict(agreement), **_evidence(path, tolerance)}
 
 
@@ -158,7 +161,7 @@ def export_verified(
     reference = predict_torch(unmerged, images)
     threshold = enough(reference, tolerance)
     plain = predict_torch(merged, images)
-    merging = _agreed("the merged detector", reference, plain, threshold, tolerance)
+    merging = agreed("the merged detector", reference, plain, threshold, tolerance)
     features = _checked_features(unmerged, merged, images)
     with replacing(folder / "parity.json", "the proof") as note, replacing(target, "the model") as part:
         export_onnx(merged, part, classes=classes, score_thresholds=score_thresholds, metadata=metadata, opset=opset)
@@ -166,8 +169,8 @@ def export_verified(
         parity = {
             "threshold": threshold,
             "unmerged_merged": {**asdict(merging), **features},
-            "merged_onnx": asdict(_agreed("the ONNX model", plain, exported, threshold, tolerance)),
-            "unmerged_onnx": asdict(_agreed("the ONNX model", reference, exported, threshold, tolerance)),
+            "merged_onnx": asdict(agreed("the ONNX model", plain, exported, threshold, tolerance)),
+            "unmerged_onnx": asdict(agreed("the ONNX model", reference, exported, threshold, tolerance)),
             **_evidence(part, tolerance),
         }
         note.write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
@@ -242,9 +245,9 @@ def _checked_features(unmerged: nn.Module, merged: nn.Module, images: Sequence[T
     return found
 
 
-def predict_onnx(path: Path, images: Sequence[Tensor]) -> list[Prediction]:
+def predict_onnx(path: Path, images: Sequence[Tensor], *, adapter: Path | None = None) -> list[Prediction]:
     """Predictions of an exported file on images (3, H, W) uint8, fed in batches of changing size."""
-    detector, sizes = Detector(path), cycle(BATCHES)
+    detector, sizes = Detector(path, adapter=adapter), cycle(BATCHES)
     found: list[Detections] = []
     while len(found) < len(images):
         batch = images[len(found) : len(found) + next(sizes)]
@@ -253,9 +256,10 @@ def predict_onnx(path: Path, images: Sequence[Tensor]) -> list[Prediction]:
     return [Prediction(boxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in tensors]
 
 
-def _agreed(
+def agreed(
     who: str, reference: Sequence[Prediction], candidate: Sequence[Prediction], threshold: float, tolerance: Tolerance
 ) -> Agreement:
+    """`compare`; ParityError, which begins with `who`, where the two do not agree."""
     agreement = compare(reference, candidate, threshold=threshold)
     if not agreement.within(tolerance):
         what = f"{who} does not agree with the trained detector: {agreement.sentence(tolerance)}"

@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 from cvpeft.errors import DataError
+from cvpeft.runtime.adapters import CityAdapter, read_adapter
 from cvpeft.runtime.image import MAX_PIXELS, Letterbox, Size, decode
 from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join
 
@@ -56,9 +57,11 @@ class Detector:
     file that cannot be read or that `cvpeft export` did not write.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0, canvas: Canvas | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int = 0, canvas: Canvas | None = None, adapter: str | Path | None = None
+    ) -> None:
         """threads: of onnxruntime; 0: as many as cores. canvas: None: the one that the model was trained with, if any;
-        "photo": each photo's own size, nothing scaled down, for orthophotos."""
+        "photo": each photo's own size, nothing scaled down, for orthophotos. adapter: see `use`."""
         self.path = Path(path)
         self._session = _open(self.path, threads)
         self.metadata = _metadata(self._session, self.path)
@@ -67,7 +70,10 @@ class Detector:
         self.size: Size = (height, width)
         trained = self.metadata.get("canvas")
         self.canvas: Canvas | None = canvas or (None if trained is None else (trained[0], trained[1]))
-        self.thresholds: dict[str, float] = dict(self.metadata["score_thresholds"])
+        self.thresholds: dict[str, float] = {}
+        self._with_adapter: Any = None
+        self._adapter: CityAdapter | None = None  # kept, as ONNX Runtime holds no reference of its own
+        self.use(adapter)
 
     def __call__(
         self, images: Sequence[str | Path | np.ndarray], *, threshold: float | None = None
@@ -78,9 +84,32 @@ class Detector:
         """
         return [self._detect(image, threshold) for image in images]
 
+    def use(self, adapter: str | Path | None) -> None:
+        """From now on find what this city's .onnx_adapter was trained for; None: what the base file itself was.
+
+        DataError: it cannot be read, belongs to another base, or this file has no place for adapters.
+        """
+        found = None if adapter is None else self._read(Path(adapter))
+        options = None
+        if found:
+            options = onnxruntime.RunOptions()
+            options.add_active_adapter(found.handle)
+        self._adapter, self._with_adapter = found, options
+        self.thresholds = dict(found.thresholds if found else self.metadata["score_thresholds"])
+
+    def _read(self, adapter: Path) -> CityAdapter:
+        shapes = {value.name: tuple(value.shape) for value in self._session.get_overridable_initializers()}
+        if not shapes:
+            what, fix = "it has no place for adapters", "use the base.onnx of `cvpeft export BASE --adapters RUN`"
+            raise DataError("ADAPTER", what, where=str(self.path), fix=fix)
+        base = str(self.metadata.get("base_sha256"))
+        return read_adapter(adapter, base=base, classes=self.classes, shapes=shapes)
+
     def raw(self, images: np.ndarray) -> list[Detections]:
         """All detections of letterboxed images (B, 3, H, W) RGB 0..255, in pixels of the network input."""
-        outputs = self._session.run(OUTPUTS, {"images": np.ascontiguousarray(images, dtype=np.float32)})
+        outputs = self._session.run(
+            OUTPUTS, {"images": np.ascontiguousarray(images, dtype=np.float32)}, self._with_adapter
+        )
         found = []
         for boxes, scores, labels, _ in zip(*outputs, strict=True):
             rows = np.flatnonzero(labels)  # padding has label 0, and so has what a one-stage head takes for background

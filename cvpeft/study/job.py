@@ -16,6 +16,7 @@ from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.eval.detect import detect_images
 from cvpeft.eval.evaluate import evaluate_run
+from cvpeft.export.cities import export_cities
 from cvpeft.export.run import export_hf_run, export_onnx_run, export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.runtime.tiles import Canvas
@@ -110,6 +111,21 @@ def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
         )
     print(f"written: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     return file
+
+
+def cities_job(base: Path, cities: Sequence[Path], overrides: Sequence[str]) -> list[Path]:
+    """Write one base file and an adapter file for each city, and say what was proven."""
+    file, *adapters = export_cities(_run_of(base, overrides), cities, overrides=overrides)
+    print(f"base: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    for adapter in adapters:
+        parity = json.loads(adapter.with_suffix(".json").read_text(encoding="utf-8"))["parity"]
+        share = adapter.stat().st_size / file.stat().st_size
+        print(
+            f"{adapter}: {adapter.stat().st_size / 2**20:.2f} MiB, {share:.1%} of the base; {parity['boxes']} boxes in "
+            f"{parity['images']} images, IoU >= {parity['min_iou']:.6f}, scores within "
+            f"{parity['max_score_difference']:.1e} of the merged run"
+        )
+    return [file, *adapters]
 
 
 def predict_job(

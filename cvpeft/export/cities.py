@@ -1,0 +1,136 @@
+"""One base file for the edge box, and a small adapter file for each city that it may be sent to.
+
+base.onnx holds the frozen weights; what a run has trained are named inputs of it, with the base run's own values as
+defaults. A city is a .onnx_adapter with other values, which ONNX Runtime puts in at each call; so exchanging cities
+loads nothing anew, and a city that comes later needs nothing but its own file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from torch import Tensor, nn
+
+from cvpeft.detector.bank import AdapterBank
+from cvpeft.detector.saved import LoadedRun, load_run
+from cvpeft.errors import ConfigError, DataError
+from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.export.onnx import export_onnx
+from cvpeft.export.run import about_run, verification_inputs
+from cvpeft.export.verify import Agreement, Tolerance, agreed, enough, predict_onnx, predict_torch
+from cvpeft.files import replacing, sync, write_whole
+from cvpeft.peft.merge import merge
+from cvpeft.peft.state import owned
+from cvpeft.runtime.onnx_detector import Detector
+
+__all__ = ["export_cities"]
+
+
+def export_cities(base: Path, cities: Sequence[Path], *, overrides: Sequence[str] = ()) -> list[Path]:
+    """Write base/export/base.onnx, unless it is there, and cities/NAME.onnx_adapter with NAME.json for every run.
+
+    base: the run whose values are the defaults. cities: runs on the same base with the same methods and classes.
+    Every adapter is proven equal to its own run, merged, on images of that run. Returns base.onnx and the adapters.
+    ConfigError, CheckpointError: runs that do not belong together, or a base.onnx of another base. ParityError, and the
+    files at hand are not written: boxes differ.
+    """
+    names = [city.name for city in cities]
+    if len(set(names)) < len(names) or not names:
+        raise ConfigError("CITIES", f"the runs are named {', '.join(names) or 'not at all'}", fix="name each run once")
+    bank = AdapterBank({str(run): run for run in dict.fromkeys([base, *cities])})
+    loaded = load_run(base, overrides)
+    file = base / "export" / "base.onnx"
+    tensors = exchangeable(bank.model)
+    if file.exists():
+        _check_fits(file, loaded, tensors)
+    else:
+        _write_base(file, loaded, bank.model, tensors)
+    return [file, *(_write_city(file, bank, city, overrides) for city in cities)]
+
+
+def exchangeable(model: nn.Module) -> dict[str, Tensor]:
+    """Canonical key -> what a run has trained; counters, which no forward pass reads, left out."""
+    return {key: tensor for key, tensor in owned(model).items() if tensor.is_floating_point()}
+
+
+def _write_base(file: Path, loaded: LoadedRun, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    images = verification_inputs(loaded, loaded.settings.export.verify_images)
+    metadata = about_run(loaded) | {"merged": False, "exchangeable": _shapes(tensors)}
+    with replacing(file, "the base") as part:
+        export_onnx(
+            model, part, classes=loaded.classes, metadata=metadata, score_thresholds=thresholds(loaded.meta),
+            opset=loaded.settings.export.opset, exchangeable=tensors,
+        )  # fmt: skip
+        _prove("base.onnx", part, loaded, images)
+
+
+def _check_fits(file: Path, loaded: LoadedRun, tensors: Mapping[str, Tensor]) -> None:
+    found = Detector(file).metadata
+    wanted = {"base_sha256": loaded.meta["base"]["sha256"], "exchangeable": _shapes(tensors)}
+    if differing := [key for key, value in wanted.items() if found.get(key) != value]:
+        what = f"its {' and '.join(differing)} are not those of the run"
+        why = "The cities that were exported with it need it as it is"
+        raise ConfigError("BASE", what, where=str(file), why=why, fix="move it away, or name the run that it came from")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {key: list(tensor.shape) for key, tensor in tensors.items()}
+
+
+def _write_city(file: Path, bank: AdapterBank, city: Path, overrides: Sequence[str]) -> Path:
+    """The adapter and its json, both or none."""
+    loaded = load_run(city, overrides)
+    bank.use(str(city))
+    target = file.parent / "cities" / f"{city.name}.onnx_adapter"
+    images = verification_inputs(loaded, loaded.settings.export.verify_images)
+    with replacing(target, "the adapter") as part, replacing(target.with_suffix(".json"), "the adapter") as note:
+        _save_tensors(part, exchangeable(bank.model))
+        about = {
+            "city": city.name,
+            "base_sha256": loaded.meta["base"]["sha256"],
+            "adapter_sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+            "classes": list(loaded.classes),
+            "score_thresholds": thresholds(loaded.meta),
+        }
+        # The detector looks for a json of the adapter's own name; while both are parts, that name is the part's.
+        beside = part.with_suffix(".json")
+        try:
+            write_whole(beside, json.dumps(about))
+            about["parity"] = asdict(_prove(city.name, file, loaded, images, adapter=part))
+        finally:
+            beside.unlink(missing_ok=True)
+        note.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        sync(note)
+    return target
+
+
+def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    content = onnxruntime.AdapterFormat()
+    values = {key: onnxruntime.OrtValue.ortvalue_from_numpy(t.detach().numpy()) for key, t in tensors.items()}
+    content.set_parameters(values)
+    try:
+        content.export_adapter(str(file))
+    except Exception as error:  # onnxruntime's exceptions have no common class of their own
+        raise DataError("ADAPTER", f"ONNX Runtime cannot write it ({error})", where=str(file)) from error
+
+
+def _prove(
+    who: str, file: Path, loaded: LoadedRun, images: Sequence[Tensor], *, adapter: Path | None = None
+) -> Agreement:
+    """That the file, with the adapter in it, gives the boxes of the run's own merged model; ParityError if not."""
+    e = loaded.settings.export
+    tolerance = Tolerance(score=e.score_tolerance, iou=e.iou_tolerance, threshold=e.verify_score)
+    reference = predict_torch(merge(loaded.model, partly=True).eval(), images)
+    found = predict_onnx(file, images, adapter=adapter)
+    return agreed(who, reference, found, enough(reference, tolerance), tolerance)
+
+
+def thresholds(meta: Mapping[str, Any]) -> dict[str, float]:
+    """Class name -> the best score on val, or the default."""
+    return meta.get("thresholds") or dict.fromkeys(meta["classes"], DEFAULT_THRESHOLD)
