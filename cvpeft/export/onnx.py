@@ -1,19 +1,23 @@
 """A detector -> one ONNX file that says itself how it is to be fed. The only file that imports onnx and its relatives.
 
-The file's contract: input `images` (batch, 3, H, W) float32, RGB, 0..255, letterboxed; the number of images is free,
-H and W are fixed. Outputs `boxes` (batch, K, 4) float32 xyxy in pixels of the input, `scores` (batch, K) float32
-falling, `labels` (batch, K) int64 1..number of classes, `num` (batch,) int64; rows from `num` on are zeros.
+The file's contract: input `images` (batch, 3, H, W) float32, or (batch, H, W, 3) uint8, RGB, 0..255, letterboxed; the
+number of images is free, H and W are fixed. Outputs `boxes` (batch, K, 4) float32 xyxy in pixels of the input, `scores`
+(batch, K) float32 falling, `labels` (batch, K) int64 1..number of classes, `num` (batch,) int64; rows from `num` on are
+zeros.
 Metadata: what `contract` returns.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import onnx
 import onnxscript.ir
 import torch
@@ -27,10 +31,24 @@ from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
 from cvpeft.files import replacing
 
-__all__ = ["contract", "export_onnx"]
+__all__ = ["Form", "contract", "export_onnx", "halved"]
 
-LARGEST_FILE = 2**31 - 1  # bytes; a protobuf message cannot be larger
+LEAST_HALVED = 256  # numbers; smaller tensors are not worth a Cast
 EXAMPLE_BATCH = 2  # the exporter takes a batch of 1 for a constant
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a file takes, holds and gives.
+
+    takes: "float32" (batch, 3, H, W) or "uint8" (batch, H, W, 3), as decoders give them. weights: "fp32", or "fp16":
+    rounded (see `halved`) and held in half the size, computed in float32 all the same. nms: False leaves out the
+    last NMS, for programs with their own: all candidates, K of them. (Faster R-CNN's RPN keeps its NMS.)
+    """
+
+    takes: Literal["float32", "uint8"] = "float32"
+    weights: Literal["fp32", "fp16"] = "fp32"
+    nms: bool = True
 
 
 def export_onnx(
@@ -42,6 +60,7 @@ def export_onnx(
     score_thresholds: Mapping[str, float] | None = None,
     opset: int = 18,
     exchangeable: Mapping[str, Tensor] | None = None,
+    form: Form = Form(),
 ) -> Path:
     """Write the detector (in eval mode, on the CPU, float32) to `path`, which changes only when the new file is whole.
 
@@ -50,10 +69,11 @@ def export_onnx(
     exchangeable: name -> tensor of the detector; these become named inputs, whose defaults are their present values.
     Raises ParityError if the graph cannot take any number of images, ResourceError if the file cannot be written.
     """
-    graph = inference_graph(detector)
+    detector = halved(detector) if form.weights == "fp16" else detector
+    graph = inference_graph(detector, takes_bytes=form.takes == "uint8", suppresses=form.nms)
     entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
     with replacing(path, "the model") as part:
-        _write(graph, part, entries, opset, exchangeable or {})
+        _write(graph, part, entries, opset, exchangeable or {}, halved=form.weights == "fp16")
         onnx.checker.check_model(part, full_check=True)
     return path
 
@@ -66,8 +86,8 @@ def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Ma
         "classes": list(classes),
         "first_label": 1,
         "input_size": list(graph.size),
-        "input_layout": "NCHW",
-        "input_dtype": "float32",
+        "input_layout": "NHWC" if graph.takes_bytes else "NCHW",
+        "input_dtype": "uint8" if graph.takes_bytes else "float32",
         "input_range": [0, 255],
         "color_order": "RGB",
         "resize": "letterbox",
@@ -78,7 +98,7 @@ def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Ma
         "box_format": "xyxy, pixels of the input",
         "score_threshold": graph.score_threshold,
         "score_thresholds": {name: float(score_thresholds.get(name, graph.score_threshold)) for name in classes},
-        "nms": {"inside": True, "iou": graph.nms_iou, "per_class": True, "max_detections": graph.limit},
+        "nms": {"inside": graph.suppresses, "iou": graph.nms_iou, "per_class": True, "max_detections": graph.limit},
         "dynamic_axes": {"batch": "free", "height": "fixed", "width": "fixed"},
     }
 
@@ -88,9 +108,17 @@ def _decimals(x: Tensor) -> list[float]:
 
 
 def _write(
-    graph: InferenceGraph, path: Path, entries: Mapping[str, Any], opset: int, exchangeable: Mapping[str, Tensor]
+    graph: InferenceGraph,
+    path: Path,
+    entries: Mapping[str, Any],
+    opset: int,
+    exchangeable: Mapping[str, Tensor],
+    *,
+    halved: bool,
 ) -> None:
     images = torch.zeros(EXAMPLE_BATCH, 3, *graph.size, device=graph.mean.device)
+    if graph.takes_bytes:
+        images = images.permute(0, 2, 3, 1).to(torch.uint8)
     free = ({0: torch.export.Dim("batch")},)
     whole, inputs, shapes = (graph, (images,), free) if not exchangeable else _exchanging(graph, images, exchangeable)
     with torch.no_grad(), warnings.catch_warnings():
@@ -115,11 +143,49 @@ def _write(
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes its stack traces there, with the paths of this machine
         node.doc_string = None
+    if halved:
+        _halve(program.model.graph)
     for value in program.model.graph.inputs[1:]:  # an input with an initializer of its name may be left out
         value.const_value = onnxscript.ir.tensor(exchangeable[str(value.name)].detach().numpy(), name=value.name)
         program.model.graph.initializers[str(value.name)] = value
     program.model.metadata_props.update({key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()})
     program.save(str(path), external_data=False)
+
+
+def halved(detector: nn.Module) -> nn.Module:
+    """A copy whose large parameters are rounded to what float16 can hold; those beyond its range stay as they are."""
+    copied = copy.deepcopy(detector)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            rounded = parameter.half().float()
+            if parameter.numel() >= LEAST_HALVED and bool(rounded.isfinite().all()):
+                parameter.copy_(rounded)
+    return copied
+
+
+def _halve(graph: Any) -> None:
+    """Hold as float16 what loses nothing by it, which is what `halved` has rounded and no anchors.
+
+    Each has a Cast before its uses, which a runtime folds when it opens the file.
+    """
+    for name, value in list(graph.initializers.items()):
+        numbers = value.const_value.numpy()
+        if numbers.dtype != "float32" or numbers.size < LEAST_HALVED:
+            continue
+        with np.errstate(over="ignore"):
+            rounded = numbers.astype("float16")
+        if (rounded.astype("float32") != numbers).any():
+            continue
+        half = onnxscript.ir.tensor(rounded, name=f"{name}_fp16")
+        stored = onnxscript.ir.Value(name=half.name, const_value=half)
+        attributes = [onnxscript.ir.AttrInt64("to", onnxscript.ir.DataType.FLOAT)]
+        cast = onnxscript.ir.Node("", "Cast", [stored], attributes=attributes)
+        cast.outputs[0].name = name
+        cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
+        onnxscript.ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(stored)
+        graph.insert_before(graph[0], cast)
 
 
 class _Exchanging(nn.Module):

@@ -22,12 +22,17 @@ import onnxruntime
 from cvpeft.errors import DataError
 from cvpeft.runtime.adapters import CityAdapter, read_adapter
 from cvpeft.runtime.image import MAX_PIXELS, Letterbox, Size, decode
+from cvpeft.runtime.nms import suppress
 from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join
 
 __all__ = ["Detections", "Detector"]
 
 OUTPUTS = ("boxes", "scores", "labels", "num")
-NEEDED = ("classes", "input_size", "score_thresholds", "resize", "pad_value", "color_order", "input_range")
+NEEDED = (
+    "classes", "input_size", "input_dtype", "score_thresholds", "resize", "pad_value", "color_order", "input_range",
+    "nms",
+)  # fmt: skip
+LAYOUTS = {"float32": "NCHW", "uint8": "NHWC"}  # of the input, by its type
 FEED = {
     "resize": "letterbox",
     "pad_value": 114,
@@ -70,6 +75,8 @@ class Detector:
         self.size: Size = (height, width)
         trained = self.metadata.get("canvas")
         self.canvas: Canvas | None = canvas or (None if trained is None else (trained[0], trained[1]))
+        self._takes_bytes = self.metadata["input_dtype"] == "uint8"
+        self._nms = self.metadata["nms"]
         self.thresholds: dict[str, float] = {}
         self._with_adapter: Any = None
         self._adapter: CityAdapter | None = None  # kept, as ONNX Runtime holds no reference of its own
@@ -107,12 +114,15 @@ class Detector:
 
     def raw(self, images: np.ndarray) -> list[Detections]:
         """All detections of letterboxed images (B, 3, H, W) RGB 0..255, in pixels of the network input."""
-        outputs = self._session.run(
-            OUTPUTS, {"images": np.ascontiguousarray(images, dtype=np.float32)}, self._with_adapter
-        )
+        given = np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self._takes_bytes else images)
+        dtype = np.uint8 if self._takes_bytes else np.float32
+        outputs = self._session.run(OUTPUTS, {"images": given.astype(dtype, copy=False)}, self._with_adapter)
         found = []
         for boxes, scores, labels, _ in zip(*outputs, strict=True):
             rows = np.flatnonzero(labels)  # padding has label 0, and so has what a one-stage head takes for background
+            if not self._nms["inside"]:
+                limit, iou = self._nms["max_detections"], self._nms["iou"]
+                rows = rows[suppress(boxes[rows], scores[rows], labels[rows], iou)][:limit]
             names = tuple(self.classes[label - 1] for label in labels[rows])
             found.append(Detections(boxes[rows], scores[rows], labels[rows], names))
         return found
@@ -173,7 +183,12 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
         faults.append(f"classes is {classes!r}, not a list of names")
     elif not isinstance(thresholds, dict) or not all(_number(thresholds.get(name)) for name in classes):
         faults.append(f"score_thresholds is {thresholds!r}, without a number for each class")
-    if list(session.get_inputs()[0].shape[1:]) != [3, *(size if isinstance(size, list) else [])]:
+    if not _is_nms(found["nms"]):
+        faults.append(f"nms is {found['nms']!r}, without inside, iou and max_detections")
+    if LAYOUTS.get(str(found["input_dtype"])) != found.get("input_layout"):
+        faults.append(f"input_dtype is {found['input_dtype']!r} and input_layout {found.get('input_layout')!r}")
+    sides = size if isinstance(size, list) else []
+    if list(session.get_inputs()[0].shape[1:]) != ([*sides, 3] if found["input_dtype"] == "uint8" else [3, *sides]):
         faults.append(f"input_size is {size!r}, but the input's shape is {session.get_inputs()[0].shape}")
     if {output.name for output in session.get_outputs()} != set(OUTPUTS):
         faults.append(f"its outputs are {', '.join(output.name for output in session.get_outputs())}")
@@ -192,6 +207,12 @@ def _is_canvas(value: Any, size: Any) -> bool:
         return value is None or isinstance(value, list)
     sides = isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
     return sides and math.prod(value) <= MAX_PIXELS and all(side >= s for side, s in zip(value, size, strict=False))
+
+
+def _is_nms(value: Any) -> bool:
+    if not isinstance(value, dict) or type(value.get("inside")) is not bool:
+        return False
+    return type(value.get("max_detections")) is int and _number(value.get("iou")) and 0 <= value["iou"] <= 1
 
 
 def _number(value: Any) -> bool:

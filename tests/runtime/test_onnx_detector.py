@@ -26,6 +26,9 @@ METADATA = {
     "pad_value": 114,
     "color_order": "RGB",
     "input_range": [0, 255],
+    "input_dtype": "float32",
+    "input_layout": "NCHW",
+    "nms": {"inside": True, "iou": 0.5, "max_detections": K},
 }
 
 
@@ -166,6 +169,13 @@ def test_a_file_that_is_no_onnx_is_told_in_one_line(tmp_path, content):
         ({"input_size": [96, 96]}, r"input_size is \[96, 96\]"),
         ({"input_size": "96x128"}, "input_size is '96x128'"),
         ({"resize": "stretch"}, "resize is 'stretch', not 'letterbox'"),
+        ({"input_dtype": "float16"}, "input_dtype is 'float16'"),
+        ({"input_dtype": "uint8"}, "input_dtype is 'uint8' and input_layout 'NCHW'"),
+        ({"nms": {"inside": "yes", "iou": 0.5, "max_detections": 3}}, "nms is .* without inside, iou"),
+        ({"nms": {"inside": False, "iou": 5, "max_detections": 3}}, "nms is .* without inside, iou"),
+        ({"canvas": [10, 10]}, r"canvas is \[10, 10\], no height and width"),
+        ({"canvas": [10**6, 10**6]}, "canvas is .*, no height and width"),
+        ({"canvas": "all"}, "canvas is 'all'"),
         ({"color_order": "BGR", "pad_value": 0}, "pad_value is 0, not 114; color_order is 'BGR'"),
     ],
 )

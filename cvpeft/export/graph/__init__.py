@@ -18,15 +18,15 @@ GRAPHS: dict[type[nn.Module], type[InferenceGraph]] = {
 }
 
 
-def inference_graph(detector: nn.Module) -> InferenceGraph:
-    """The graph of a detector in eval mode; it shares the detector's modules.
+def inference_graph(detector: nn.Module, **form: bool) -> InferenceGraph:
+    """The graph of a detector in eval mode; it shares the detector's modules. form: see `InferenceGraph`.
 
     detector: a torchvision FasterRCNN, RetinaNet or FCOS whose `.transform` only normalises and batches, and has the
     attributes mean, std (3, 1, 1) and size (height, width).
     """
     for kind, graph in GRAPHS.items():
         if isinstance(detector, kind):
-            return graph(detector)
+            return graph(detector, **form)
     raise TypeError(
         f"no inference graph for a {type(detector).__name__}; known: {', '.join(k.__name__ for k in GRAPHS)}"
     )

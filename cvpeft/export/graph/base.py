@@ -41,10 +41,13 @@ class InferenceGraph(nn.Module):
     nms_iou: float
     limit: int  # K
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: Any, *, takes_bytes: bool = False, suppresses: bool = True) -> None:
+        """takes_bytes: images are (B, H, W, 3) uint8, as decoders give them. suppresses: False leaves the last NMS out,
+        for programs that have their own; all candidates are given then, in the same form."""
         super().__init__()
         if detector.training:
             raise ValueError("the detector is in training mode: call .eval() first")
+        self.takes_bytes, self.suppresses = takes_bytes, suppresses
         self.size = (detector.transform.size[0], detector.transform.size[1])
         self.backbone = detector.backbone
         self.register_buffer("mean", detector.transform.mean, persistent=False)  # (3, 1, 1), 0..1
@@ -65,7 +68,9 @@ class InferenceGraph(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Detected:
-        """images (B, 3, H, W) float32 RGB 0..255, letterboxed to `size`."""
+        """images (B, 3, H, W) float32 RGB 0..255, letterboxed to `size`; see `takes_bytes`."""
+        if self.takes_bytes:
+            images = images.permute(0, 3, 1, 2).float()  # (B, H, W, 3) -> (B, 3, H, W)
         return self.detect(self.features(images))
 
 

@@ -22,8 +22,8 @@ MIN_SIDE = 1e-2  # pixels; torchvision's RoIHeads drops smaller detections
 
 
 class FasterRCNNGraph(InferenceGraph):
-    def __init__(self, detector: FasterRCNN) -> None:
-        super().__init__(detector)
+    def __init__(self, detector: FasterRCNN, **form: bool) -> None:
+        super().__init__(detector, **form)
         maps = self.probe()
         heads = detector.roi_heads
         self.proposals = _Proposals(detector.rpn, list(maps.values()), self.size)
@@ -44,13 +44,18 @@ class FasterRCNNGraph(InferenceGraph):
         boxes = clip_boxes(boxes, self.size)
         valid = (scores > self.score_threshold) & wide_enough(boxes, MIN_SIDE) & found.unsqueeze(-1)
         scores = torch.where(valid, scores, DROPPED)
-        # every class has boxes of its own, so (image, class) is one group
+        labels = torch.arange(1, K + 1, device=scores.device).expand(B, R, K)
+        if self.suppresses:
+            scores = self._suppressed(boxes, scores)
+        limit = self.limit if self.suppresses else R * K
+        return best(boxes.reshape(B, R * K, 4), scores.reshape(B, R * K), labels.reshape(B, R * K), limit)
+
+    def _suppressed(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, R, K) after NMS. Every class has boxes (B, R, K, 4) of its own: (image, class) is one group."""
+        B, R, K = scores.shape
         grouped = scores.transpose(1, 2).reshape(B * K, 1, R)
         keep = nms_mask(boxes.transpose(1, 2).reshape(B * K, R, 4), grouped, self.nms_iou)
-        keep = keep.view(B, K, R).transpose(1, 2)  # (B, R, K)
-        labels = torch.arange(1, K + 1, device=scores.device).expand(B, R, K)
-        scores = torch.where(keep, scores, DROPPED)
-        return best(boxes.reshape(B, R * K, 4), scores.reshape(B, R * K), labels.reshape(B, R * K), self.limit)
+        return torch.where(keep.view(B, K, R).transpose(1, 2), scores, DROPPED)
 
 
 class _Proposals(nn.Module):

@@ -20,8 +20,8 @@ class _OneStageGraph(InferenceGraph):
 
     anchors: Tensor
 
-    def __init__(self, detector: RetinaNet | FCOS) -> None:
-        super().__init__(detector)
+    def __init__(self, detector: RetinaNet | FCOS, **form: bool) -> None:
+        super().__init__(detector, **form)
         self.head = detector.head
         self.score_threshold, self.nms_iou = detector.score_thresh, detector.nms_thresh
         self.candidates, self.limit = detector.topk_candidates, detector.detections_per_img
@@ -44,6 +44,8 @@ class _OneStageGraph(InferenceGraph):
         parts = [x.split(self.per_level, dim=-2) for x in (scores, outputs["bbox_regression"], self.anchors)]
         levels = [self._level(*part) for part in zip(*parts, strict=True)]
         boxes, scores, labels = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))  # (B, M, 4), (B, M), (B, M)
+        if not self.suppresses:
+            return best(boxes, scores, labels, boxes.shape[1])
         of_class = labels.unsqueeze(1) == torch.arange(K, device=labels.device).view(1, K, 1)
         keep = nms_mask(boxes, torch.where(of_class, scores.unsqueeze(1), DROPPED), self.nms_iou).any(dim=1)  # (B, M)
         return best(boxes, torch.where(keep, scores, DROPPED), labels, self.limit)
@@ -60,8 +62,8 @@ class _OneStageGraph(InferenceGraph):
 
 
 class RetinaNetGraph(_OneStageGraph):
-    def __init__(self, detector: RetinaNet) -> None:
-        super().__init__(detector)
+    def __init__(self, detector: RetinaNet, **form: bool) -> None:
+        super().__init__(detector, **form)
         self.weights, self.clip = tuple(detector.box_coder.weights), detector.box_coder.bbox_xform_clip
 
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
@@ -72,8 +74,8 @@ class RetinaNetGraph(_OneStageGraph):
 
 
 class FCOSGraph(_OneStageGraph):
-    def __init__(self, detector: FCOS) -> None:
-        super().__init__(detector)
+    def __init__(self, detector: FCOS, **form: bool) -> None:
+        super().__init__(detector, **form)
         self.by_size = detector.box_coder.normalize_by_size
 
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
