@@ -33,6 +33,7 @@ from cvpeft.files import replacing
 
 __all__ = ["Form", "contract", "export_onnx", "halved"]
 
+STEP = 32  # sides of an input of free size are multiples of it, so that every map has its exact stride
 LEAST_HALVED = 256  # numbers; smaller tensors are not worth a Cast
 EXAMPLE_BATCH = 2  # the exporter takes a batch of 1 for a constant
 
@@ -43,12 +44,14 @@ class Form:
 
     takes: "float32" (batch, 3, H, W) or "uint8" (batch, H, W, 3), as decoders give them. weights: "fp32", or "fp16":
     rounded (see `halved`) and held in half the size, computed in float32 all the same. nms: False leaves out the
-    last NMS, for programs with their own: all candidates, K of them. (Faster R-CNN's RPN keeps its NMS.)
+    last NMS, for programs with their own: all candidates, K of them. (Faster R-CNN's RPN keeps its NMS.) free_size:
+    inputs of every height and width that are multiples of STEP; only where the backbone is no ViT and no Swin.
     """
 
     takes: Literal["float32", "uint8"] = "float32"
     weights: Literal["fp32", "fp16"] = "fp32"
     nms: bool = True
+    free_size: bool = False
 
 
 def export_onnx(
@@ -70,7 +73,7 @@ def export_onnx(
     Raises ParityError if the graph cannot take any number of images, ResourceError if the file cannot be written.
     """
     detector = halved(detector) if form.weights == "fp16" else detector
-    graph = inference_graph(detector, takes_bytes=form.takes == "uint8", suppresses=form.nms)
+    graph = inference_graph(detector, takes_bytes=form.takes == "uint8", suppresses=form.nms, free_size=form.free_size)
     entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
     with replacing(path, "the model") as part:
         _write(graph, part, entries, opset, exchangeable or {}, halved=form.weights == "fp16")
@@ -80,6 +83,7 @@ def export_onnx(
 
 def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Mapping[str, float]) -> dict[str, Any]:
     """What a program must know to feed the file and to read its outputs."""
+    side = f"free, multiples of {STEP}" if graph.free_size else "fixed"
     return {
         "cvpeft_version": __version__,
         "task": "detect",
@@ -99,7 +103,7 @@ def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Ma
         "score_threshold": graph.score_threshold,
         "score_thresholds": {name: float(score_thresholds.get(name, graph.score_threshold)) for name in classes},
         "nms": {"inside": graph.suppresses, "iou": graph.nms_iou, "per_class": True, "max_detections": graph.limit},
-        "dynamic_axes": {"batch": "free", "height": "fixed", "width": "fixed"},
+        "dynamic_axes": {"batch": "free", "height": side, "width": side},
     }
 
 
@@ -119,8 +123,9 @@ def _write(
     images = torch.zeros(EXAMPLE_BATCH, 3, *graph.size, device=graph.mean.device)
     if graph.takes_bytes:
         images = images.permute(0, 2, 3, 1).to(torch.uint8)
-    free = ({0: torch.export.Dim("batch")},)
-    whole, inputs, shapes = (graph, (images,), free) if not exchangeable else _exchanging(graph, images, exchangeable)
+    free = _free_axes(graph)
+    given: tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]] = (graph, (images,), (free,))
+    whole, inputs, shapes = _exchanging(graph, images, free, exchangeable) if exchangeable else given
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
@@ -200,14 +205,23 @@ class _Exchanging(nn.Module):
         return found
 
 
+def _free_axes(graph: InferenceGraph) -> dict[int, Any]:
+    """Which axes of the images are free, for the exporter."""
+    free: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if graph.free_size:
+        height, width = (1, 2) if graph.takes_bytes else (2, 3)
+        free[height], free[width] = STEP * torch.export.Dim("rows"), STEP * torch.export.Dim("columns")
+    return free
+
+
 def _exchanging(
-    graph: InferenceGraph, images: Tensor, exchangeable: Mapping[str, Tensor]
+    graph: InferenceGraph, images: Tensor, free: Mapping[int, Any], exchangeable: Mapping[str, Tensor]
 ) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
     """Module, example inputs and dynamic shapes for the exporter."""
     named = [*graph.named_parameters(), *graph.named_buffers()]
     places = {id(tensor): name for name, tensor in named}
     values = [tensor.detach().clone() for tensor in exchangeable.values()]
-    shapes: tuple[Any, ...] = ({0: torch.export.Dim("batch")}, [{} for _ in values])
+    shapes: tuple[Any, ...] = (free, [{} for _ in values])
     return _Exchanging(graph, [places[id(tensor)] for tensor in exchangeable.values()]), (images, values), shapes
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -51,6 +53,21 @@ def test_half_the_size_computes_with_the_rounded_weights(quick: nn.Module, tmp_p
     sizes = {path: sum(len(t.raw_data) for t in onnx.load(path).graph.initializer) for path in (whole, half)}
     assert sizes[half] < 0.7 * sizes[whole]
     assert agrees(halved(quick), half) > 10
+
+
+@pytest.mark.parametrize("takes", ["float32", "uint8"])
+def test_a_free_size_is_every_size(detector: nn.Module, tmp_path: Path, takes: Literal["float32", "uint8"]) -> None:
+    file = export_onnx(detector, tmp_path / "free.onnx", classes=CLASSES, form=Form(takes=takes, free_size=True))
+    model = copy.deepcopy(detector)
+    boxes = 0
+    for size in ((96, 128), (64, 64), (160, 224), (32, 256)):
+        model.transform.size = size  # type: ignore[union-attr,assignment]
+        images = [torch.nn.functional.interpolate(i[None].float(), size)[0].byte() for i in scenes(3, seed=1)[0]]
+        agreement = compare(predict_torch(model, images), predict_onnx(file, images), threshold=0.02)
+        assert agreement.missing == agreement.extra == 0
+        assert agreement.max_score_difference < 1e-5
+        boxes += agreement.boxes
+    assert boxes > 30
 
 
 @pytest.mark.parametrize("seed", range(5))

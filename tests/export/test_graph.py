@@ -43,7 +43,7 @@ def test_every_pyramid_level_is_pooled_from():
     images = scenes(6)[0]
     graph = inference_graph(model)
     with torch.no_grad():
-        proposals, found = graph.proposals(list(graph.features(images.float()).values()))
+        proposals, found = graph.proposals(list(graph.features(images.float()).values()), graph.size)
         levels = graph.pool._level(proposals[found])
     assert levels.unique().tolist() == graph.pool.k
 

@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from cvpeft.export.graph.base import Detected, InferenceGraph, anchors_of, best
+from cvpeft.export.graph.base import AnchorGrid, Detected, InferenceGraph, anchor_grids, best, lengthened, top
 from cvpeft.export.graph.ops import DROPPED, clip_boxes, decode_boxes, nms_mask, take, wide_enough
 
 __all__ = ["FasterRCNNGraph"]
@@ -26,22 +26,22 @@ class FasterRCNNGraph(InferenceGraph):
         super().__init__(detector, **form)
         maps = self.probe()
         heads = detector.roi_heads
-        self.proposals = _Proposals(detector.rpn, list(maps.values()), self.size)
+        self.proposals = _Proposals(detector.rpn, list(maps.values()), self.size, free=self.free_size)
         self.pool = _Pool(heads.box_roi_pool, maps, self.size)
         self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
         self.weights, self.clip = tuple(heads.box_coder.weights), heads.box_coder.bbox_xform_clip
         self.score_threshold, self.nms_iou = heads.score_thresh, heads.nms_thresh
         self.limit = heads.detections_per_img
 
-    def detect(self, features: dict[str, Tensor]) -> Detected:
-        proposals, found = self.proposals(list(features.values()))  # (B, R, 4), (B, R)
+    def detect(self, features: dict[str, Tensor], size: tuple[int, int]) -> Detected:
+        proposals, found = self.proposals(list(features.values()), size)  # (B, R, 4), (B, R)
         B, R, _ = proposals.shape
         logits, deltas = self.box_predictor(self.box_head(self.pool(features, proposals)))
         scores = logits.softmax(dim=-1).view(B, R, -1)[..., 1:]  # (B, R, K): background is class 0
         K = scores.shape[-1]
         deltas = deltas.view(B, R, K + 1, 4)[:, :, 1:]
         boxes = decode_boxes(deltas, proposals.unsqueeze(2), self.weights, self.clip)  # (B, R, K, 4)
-        boxes = clip_boxes(boxes, self.size)
+        boxes = clip_boxes(boxes, size)
         valid = (scores > self.score_threshold) & wide_enough(boxes, MIN_SIDE) & found.unsqueeze(-1)
         scores = torch.where(valid, scores, DROPPED)
         labels = torch.arange(1, K + 1, device=scores.device).expand(B, R, K)
@@ -61,31 +61,34 @@ class FasterRCNNGraph(InferenceGraph):
 class _Proposals(nn.Module):
     """The region proposal network: maps -> proposals (B, R, 4), best first, and which rows are filled (B, R)."""
 
-    def __init__(self, rpn: RegionProposalNetwork, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
+    def __init__(
+        self, rpn: RegionProposalNetwork, maps: Sequence[Tensor], size: tuple[int, int], *, free: bool
+    ) -> None:
         super().__init__()
         self.head = rpn.head
-        self.size = size
+        self.free = free
         self.weights, self.clip = tuple(rpn.box_coder.weights), rpn.box_coder.bbox_xform_clip
         self.before_nms, self.after_nms = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self.nms_iou, self.score_threshold, self.min_side = rpn.nms_thresh, rpn.score_thresh, rpn.min_size
-        for level, anchors in enumerate(anchors_of(rpn.anchor_generator, maps, size)):
-            self.register_buffer(f"anchors_{level}", anchors, persistent=False)  # (N, 4)
+        self.grids = anchor_grids(rpn.anchor_generator, maps, size, free=free)
 
-    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        levels = [self._level(i, *output) for i, output in enumerate(zip(*self.head(maps), strict=True))]
+    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        levels = [self._level(size, *parts) for parts in zip(self.grids, *self.head(maps), strict=True)]
         boxes = torch.cat([boxes for boxes, _ in levels], dim=1)
         scores = torch.cat([scores for _, scores in levels], dim=1)
         scores, index = scores.topk(min(self.after_nms, scores.shape[1]), dim=1)
         found = scores > DROPPED
         return take(boxes, index) * found.unsqueeze(-1), found
 
-    def _level(self, level: int, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
+    def _level(self, size: tuple[int, int], grid: AnchorGrid, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
         """logits (B, A, h, w), deltas (B, 4A, h, w) -> boxes (B, n, 4), scores (B, n); the suppressed are DROPPED."""
-        anchors = self.get_buffer(f"anchors_{level}")
+        anchors = grid(logits.shape[2], logits.shape[3])  # (N, 4)
         logits = logits.permute(0, 2, 3, 1).flatten(1)  # (B, N), N = h w A, as the anchors are ordered
         deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (B, N, 4)
-        logits, index = logits.topk(min(self.before_nms, logits.shape[1]), dim=1)  # (B, n)
-        boxes = clip_boxes(decode_boxes(take(deltas, index), anchors[index], self.weights, self.clip), self.size)
+        logits, index = top(logits, self.before_nms, free=self.free)  # (B, n)
+        if self.free:  # a box without an area is dropped below
+            deltas, anchors = lengthened(deltas, self.before_nms), lengthened(anchors, self.before_nms)
+        boxes = clip_boxes(decode_boxes(take(deltas, index), anchors[index], self.weights, self.clip), size)
         scores = logits.sigmoid()
         valid = wide_enough(boxes, self.min_side) & (scores >= self.score_threshold)
         scores = torch.where(valid, scores, DROPPED)

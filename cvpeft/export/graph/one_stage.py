@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS, RetinaNet
 
-from cvpeft.export.graph.base import Detected, InferenceGraph, anchors_of, best
+from cvpeft.export.graph.base import Detected, InferenceGraph, anchor_grids, best, lengthened, top
 from cvpeft.export.graph.ops import DROPPED, clip_boxes, decode_boxes, nms_mask, take
 
 __all__ = ["FCOSGraph", "RetinaNetGraph"]
@@ -18,16 +18,13 @@ __all__ = ["FCOSGraph", "RetinaNetGraph"]
 class _OneStageGraph(InferenceGraph):
     """Per level the best (anchor, class) pairs above the threshold, then NMS per class over all levels."""
 
-    anchors: Tensor
-
     def __init__(self, detector: RetinaNet | FCOS, **form: bool) -> None:
         super().__init__(detector, **form)
         self.head = detector.head
         self.score_threshold, self.nms_iou = detector.score_thresh, detector.nms_thresh
         self.candidates, self.limit = detector.topk_candidates, detector.detections_per_img
-        anchors = anchors_of(detector.anchor_generator, list(self.probe().values()), self.size)
-        self.per_level = [len(level) for level in anchors]
-        self.register_buffer("anchors", torch.cat(anchors), persistent=False)  # (sum of N, 4)
+        maps = list(self.probe().values())
+        self.grids = anchor_grids(detector.anchor_generator, maps, self.size, free=self.free_size)
 
     def scores(self, outputs: dict[str, Tensor]) -> Tensor:
         """Probabilities (B, sum of N, K)."""
@@ -37,12 +34,13 @@ class _OneStageGraph(InferenceGraph):
         """Boxes xyxy from deltas and anchors, both (B, n, 4)."""
         raise NotImplementedError
 
-    def detect(self, features: dict[str, Tensor]) -> Detected:
+    def detect(self, features: dict[str, Tensor], size: tuple[int, int]) -> Detected:
         outputs = self.head(list(features.values()))
         scores = self.scores(outputs)
         K = scores.shape[-1]
-        parts = [x.split(self.per_level, dim=-2) for x in (scores, outputs["bbox_regression"], self.anchors)]
-        levels = [self._level(*part) for part in zip(*parts, strict=True)]
+        anchors = [grid(*m.shape[-2:]) for grid, m in zip(self.grids, features.values(), strict=True)]
+        parts = [x.split([len(level) for level in anchors], dim=1) for x in (scores, outputs["bbox_regression"])]
+        levels = [self._level(size, *part) for part in zip(*parts, anchors, strict=True)]
         boxes, scores, labels = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))  # (B, M, 4), (B, M), (B, M)
         if not self.suppresses:
             return best(boxes, scores, labels, boxes.shape[1])
@@ -50,14 +48,19 @@ class _OneStageGraph(InferenceGraph):
         keep = nms_mask(boxes, torch.where(of_class, scores.unsqueeze(1), DROPPED), self.nms_iou).any(dim=1)  # (B, M)
         return best(boxes, torch.where(keep, scores, DROPPED), labels, self.limit)
 
-    def _level(self, scores: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _level(
+        self, size: tuple[int, int], scores: Tensor, deltas: Tensor, anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """scores (B, N, K), deltas (B, N, 4), anchors (N, 4) -> boxes (B, n, 4), scores (B, n), labels (B, n)."""
         K = scores.shape[-1]
         scores = scores.flatten(1)  # (B, N * K)
         scores = torch.where(scores > self.score_threshold, scores, DROPPED)
-        scores, index = scores.topk(min(self.candidates, scores.shape[1]), dim=1)
+        scores, index = top(scores, self.candidates, free=self.free_size)
         anchor = index // K
-        boxes = clip_boxes(self.decode(take(deltas, anchor), anchors[anchor]), self.size)
+        if self.free_size:
+            scores = scores.clamp(min=DROPPED)
+            deltas, anchors = lengthened(deltas, self.candidates), lengthened(anchors, self.candidates)
+        boxes = clip_boxes(self.decode(take(deltas, anchor), anchors[anchor]), size)
         return boxes, scores, index % K
 
 
