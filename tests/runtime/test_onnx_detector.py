@@ -124,6 +124,14 @@ def test_files_and_arrays_give_the_same(file, tmp_path):
     assert by_file.scores[0] < 0.9
 
 
+def test_a_photo_decoded_at_a_fraction_gives_boxes_of_its_full_size(file):
+    detector = Detector(file)
+    assert detector.least == SIZE
+    assert Detector(file, canvas="photo").least is None
+    found = detector.detect(white(96, 256), (192, 512))
+    np.testing.assert_allclose(found.boxes, [(40, 24, 200, 144), (256, 0, 512, 192)], atol=1e-4)
+
+
 def test_raw_keeps_all_rows_but_padding_and_background(tmp_path):
     path = model_file(tmp_path / "m.onnx", METADATA, [(1, 2, 3, 4)] * 3, [0.9, 0.8, 0.0], [2, 0, 0])
     found = Detector(path).raw(np.full((4, 3, *SIZE), 255, np.uint8))
