@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,18 @@ def test_metadata_that_is_no_json_is_refused(file):
     onnx.save(model, file)
     with pytest.raises(DataError, match="not JSON"):
         Detector(file)
+
+
+def test_nothing_is_told_to_the_maker_of_onnxruntime(file, tmp_path):
+    """It would keep an identifier and its unsent events in the home folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    quiet = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # any of them is enough
+    env = {key: value for key, value in os.environ.items() if key not in quiet} | {"HOME": str(home)}
+    env |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    program = f"from cvpeft.runtime.onnx_detector import Detector; Detector({str(file)!r})"
+    subprocess.run([sys.executable, "-c", program], check=True, env=env)
+    assert list(home.iterdir()) == []
 
 
 def test_the_runtime_imports_no_torch():
