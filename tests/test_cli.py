@@ -136,6 +136,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         "eval",
         "predict",
         "export",
+        "serve",
         "data",
         "summary",
         "compare",

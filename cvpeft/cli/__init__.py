@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from cvpeft import __version__
-from cvpeft.cli import data, results, study, training
+from cvpeft.cli import data, results, serving, study, training
 from cvpeft.errors import CvpeftError
 
 __all__ = ["main"]
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cvpeft", description="Adapt object detectors with few trained parameters.")
     parser.add_argument("--version", action="version", version=f"cvpeft {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for room in (training, results, data, study):
+    for room in (training, results, serving, data, study):
         room.add_commands(commands)
     return parser

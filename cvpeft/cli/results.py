@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
 
-from cvpeft.cli.parser import add_command, add_overrides
+from cvpeft.cli.parser import add_canvas, add_command, add_overrides
 
 __all__ = ["add_commands"]
 
@@ -48,13 +47,7 @@ def _predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("images", nargs="+", help="files, folders or patterns")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--score", type=float, help="score from which a box counts, for all classes")
-    parser.add_argument(
-        "--canvas",
-        type=_canvas,
-        metavar="HxW",
-        help="for small objects in large photos: bring each photo to this height and width and see it in overlapping "
-        "tiles; `photo`: at its own size",
-    )
+    add_canvas(parser)
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="key=value", help="settings of a run folder"
     )
@@ -64,15 +57,6 @@ def run_predict(args: argparse.Namespace) -> int:
     from cvpeft.study.job import predict_job
 
     return predict_job(args.source, args.images, args.out, args.score, args.overrides, args.canvas)
-
-
-def _canvas(text: str) -> tuple[int, int] | Literal["photo"]:
-    if text == "photo":
-        return "photo"
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither HEIGHTxWIDTH, as in 1280x1920, nor `photo`")
-    return int(height), int(width)
 
 
 def _export(commands: argparse._SubParsersAction) -> None:

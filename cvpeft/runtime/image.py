@@ -39,7 +39,6 @@ TURNS = {
 }
 SWAPPED = (5, 6, 7, 8)  # values that swap width and height
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-COPY_AGAIN = "copy the file again from its origin, or take it out of the json"
 SIGNATURES = (  # first byte, end, values, what such a file is
     (4, 12, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypheim", b"ftypmif1", b"ftypmsf1"), "a HEIC photo (iPhone)"),
     (4, 12, (b"ftypavif", b"ftypavis"), "an AVIF image"),
@@ -52,16 +51,20 @@ SIGNATURES = (  # first byte, end, values, what such a file is
 )
 
 
-def decode(source: Path | BinaryIO, *, at_least: Size | None = None) -> tuple[np.ndarray, Size]:
+def decode(
+    source: Path | BinaryIO, *, at_least: Size | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, Size]:
     """Pixels (H, W, 3) uint8 RGB, upright and read-only, and the upright full (height, width) of the file.
 
     EXIF orientation is applied here and nowhere else; an EXIF block that cannot be read counts as upright.
     Grey is repeated, palettes are looked up, transparency is laid over white; colour profiles are not applied.
     at_least: a large JPEG is decoded at 1/2, 1/4 or 1/8 while the upright result stays at least this (height, width).
-    Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above MAX_PIXELS.
+    max_pixels: an image with more is refused by its header, before anything is decoded; never above MAX_PIXELS.
+    Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above max_pixels.
     """
-    with _guard(source), Image.open(source, formats=FORMATS) as image:
-        _check(image, source)
+    limit = min(max_pixels, MAX_PIXELS)
+    with _guard(source, limit), Image.open(source, formats=FORMATS) as image:
+        _check(image, source, limit)
         orientation = _orientation(image)
         full = _upright(image, orientation)
         if at_least is not None:
@@ -143,9 +146,9 @@ def resize(image: np.ndarray, size_hw: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _check(image: Image.Image, source: Path | BinaryIO) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(source, f"{image.width}x{image.height} pixels")
+def _check(image: Image.Image, source: Path | BinaryIO, limit: int = MAX_PIXELS) -> None:
+    if image.width * image.height > limit:
+        raise _too_large(source, f"{image.width}x{image.height} pixels", limit)
     if image.mode in DEEP_MODES or (
         image.format == "PNG" and any("16" in str(tile.args) for tile in getattr(image, "tile", ()))
     ):
@@ -176,7 +179,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _guard(source: Path | BinaryIO) -> Iterator[None]:
+def _guard(source: Path | BinaryIO, limit: int = MAX_PIXELS) -> Iterator[None]:
     """Whatever goes wrong while an image is read becomes one DataError that names the file.
 
     Pillow's own warnings are silent: it warns of sizes between two limits, where `_check` refuses by one limit before
@@ -194,29 +197,35 @@ def _guard(source: Path | BinaryIO) -> Iterator[None]:
     except (IsADirectoryError, PermissionError) as error:
         raise DataError("READ", f"the image cannot be opened ({error.strerror})", where=name) from error
     except Image.DecompressionBombError as error:
-        raise _too_large(source, "far more pixels") from error
+        raise _too_large(source, "far more pixels", limit) from error
     except UnidentifiedImageError as error:
         raise _unknown_format(source) from error
     except Exception as error:  # damaged bytes raise OSError, ValueError, SyntaxError, struct.error, IndexError...
         what = f"the image is damaged or cut off ({str(error).strip('. ') or type(error).__name__})"
-        raise DataError("IMAGE", what, where=name, fix=COPY_AGAIN) from error
+        raise DataError("IMAGE", what, where=name, fix=_again(source)) from error
 
 
-def _too_large(source: Path | BinaryIO, found: str) -> DataError:
-    what = f"the image has {found}, more than the limit of {MAX_PIXELS // 1_000_000} million"
+def _too_large(source: Path | BinaryIO, found: str, limit: int) -> DataError:
+    what = f"the image has {found}, more than the limit of {limit / 1_000_000:g} million"
     why = "decoding it could exhaust the memory"
-    return DataError("PIXELS", what, where=_name(source), why=why, fix="scale it down, and its boxes with it")
+    fix = "scale it down" + (", and its boxes with it" if isinstance(source, Path) else "")
+    return DataError("PIXELS", what, where=_name(source), why=why, fix=fix)
+
+
+def _again(source: Path | BinaryIO) -> str:
+    """What to do about a damaged image; only a file may belong to a data set."""
+    return "copy the file again from its origin" + (", or take it out of the json" if isinstance(source, Path) else "")
 
 
 def _unknown_format(source: Path | BinaryIO) -> DataError:
     head = _head(source)
     if not head:
-        return DataError("IMAGE", "the image file is empty", where=_name(source), fix=COPY_AGAIN)
+        return DataError("IMAGE", "the image file is empty", where=_name(source), fix=_again(source))
     if head.startswith(b"version https://git-lfs"):
         what = "the file is a Git LFS pointer, not the image"
         return DataError("IMAGE", what, where=_name(source), fix="run `git lfs pull` in its repository")
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"BM")) or (head[:4], head[8:12]) == (b"RIFF", b"WEBP"):
-        return DataError("IMAGE", "the image is damaged in its header", where=_name(source), fix=COPY_AGAIN)
+        return DataError("IMAGE", "the image is damaged in its header", where=_name(source), fix=_again(source))
     kinds = (kind for start, end, values, kind in SIGNATURES if head[start:end] in values)
     what = f"the file is {next(kinds, 'of an unknown kind')}; JPEG, PNG, WebP and BMP are read"
     return DataError("FORMAT", what, where=_name(source), fix="convert it to JPEG or PNG; renaming does not help")

@@ -89,7 +89,27 @@ class Detector:
 
         images: files, or arrays (h, w, 3) uint8 RGB. threshold: lowest score for every class; None: the file's own.
         """
-        return [self._detect(image, threshold) for image in images]
+        return [self.detect(*_pixels(image, self.least), threshold=threshold) for image in images]
+
+    @property
+    def least(self) -> Size | None:
+        """(height, width) that a decoded photo must keep for `detect`; None: its full size."""
+        return None if self.canvas == "photo" else self.canvas or self.size
+
+    def detect(self, pixels: np.ndarray, source: Size, *, threshold: float | None = None) -> Detections:
+        """Detect in one decoded photo; boxes are in pixels of its full size.
+
+        pixels (h, w, 3) uint8 RGB, perhaps at a fraction of the full (height, width) `source`, see `least`.
+        """
+        photo = TiledPhoto.of(source, self.size, self.canvas)
+        found = join(
+            [self._in_photo(*tile) for tile in zip(photo.cut(pixels), photo.places, strict=True)], photo.places
+        )
+        names = tuple(self.classes[label - 1] for label in found.labels)
+        least = [self.thresholds[name] if threshold is None else threshold for name in names]
+        keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
+        boxes = found.boxes[keep].astype(np.float32)
+        return Detections(boxes, found.scores[keep], found.labels[keep], tuple(names[i] for i in keep))
 
     def use(self, adapter: str | Path | None) -> None:
         """From now on find what this city's .onnx_adapter was trained for; None: what the base file itself was.
@@ -126,18 +146,6 @@ class Detector:
             names = tuple(self.classes[label - 1] for label in labels[rows])
             found.append(Detections(boxes[rows], scores[rows], labels[rows], names))
         return found
-
-    def _detect(self, image: str | Path | np.ndarray, threshold: float | None) -> Detections:
-        pixels, source = _pixels(image, None if self.canvas == "photo" else self.canvas or self.size)
-        photo = TiledPhoto.of(source, self.size, self.canvas)
-        found = join(
-            [self._in_photo(*tile) for tile in zip(photo.cut(pixels), photo.places, strict=True)], photo.places
-        )
-        names = tuple(self.classes[label - 1] for label in found.labels)
-        least = [self.thresholds[name] if threshold is None else threshold for name in names]
-        keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
-        boxes = found.boxes[keep].astype(np.float32)
-        return Detections(boxes, found.scores[keep], found.labels[keep], tuple(names[i] for i in keep))
 
     def _in_photo(self, tile: np.ndarray, place: Letterbox) -> Found:
         found = self.raw(tile.transpose(2, 0, 1)[None])[0]

@@ -329,6 +329,26 @@ def test_boxes_refer_to_the_full_photograph(tmp_path: Path) -> None:
     assert isinstance(geometry, Letterbox)
 
 
+def test_a_lower_pixel_limit_refuses_by_the_header_alone() -> None:
+    header = png_header(3000, 2000)
+    with pytest.raises(DataError, match=r"E-PIXELS image - .* 3000x2000 pixels, more than .* 5\.5 million"):
+        decode(header, max_pixels=5_500_000)
+    with pytest.raises(DataError, match="E-IMAGE"):  # allowed by its size, but there is nothing behind the header
+        decode(header, max_pixels=6_000_000)
+
+
+def test_what_is_not_a_file_belongs_to_no_json() -> None:
+    with pytest.raises(DataError, match=r"from its origin$"):
+        decode(io.BytesIO(b""))
+
+
+def png_header(width: int, height: int) -> io.BytesIO:
+    """A PNG that promises pixels and has none."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + head + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+
+
 def test_deployment_needs_neither_torch_nor_opencv() -> None:
     code = (
         "import sys, cvpeft.runtime.image; print([m for m in ('torch', 'cv2', 'albumentations') if m in sys.modules])"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_files_and_arrays_give_the_same(file, tmp_path):
     assert by_file.scores[0] < 0.9
 
 
+def test_a_photo_decoded_at_a_fraction_gives_boxes_of_its_full_size(file):
+    detector = Detector(file)
+    assert detector.least == SIZE
+    assert Detector(file, canvas="photo").least is None
+    found = detector.detect(white(96, 256), (192, 512))
+    np.testing.assert_allclose(found.boxes, [(40, 24, 200, 144), (256, 0, 512, 192)], atol=1e-4)
+
+
 def test_raw_keeps_all_rows_but_padding_and_background(tmp_path):
     path = model_file(tmp_path / "m.onnx", METADATA, [(1, 2, 3, 4)] * 3, [0.9, 0.8, 0.0], [2, 0, 0])
     found = Detector(path).raw(np.full((4, 3, *SIZE), 255, np.uint8))
@@ -192,6 +201,18 @@ def test_metadata_that_is_no_json_is_refused(file):
     onnx.save(model, file)
     with pytest.raises(DataError, match="not JSON"):
         Detector(file)
+
+
+def test_nothing_is_told_to_the_maker_of_onnxruntime(file, tmp_path):
+    """It would keep an identifier and its unsent events in the home folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    quiet = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # any of them is enough
+    env = {key: value for key, value in os.environ.items() if key not in quiet} | {"HOME": str(home)}
+    env |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    program = f"from cvpeft.runtime.onnx_detector import Detector; Detector({str(file)!r})"
+    subprocess.run([sys.executable, "-c", program], check=True, env=env)
+    assert list(home.iterdir()) == []
 
 
 def test_the_runtime_imports_no_torch():
