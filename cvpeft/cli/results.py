@@ -76,14 +76,15 @@ def _canvas(text: str) -> tuple[int, int] | Literal["photo"]:
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
-    about = "Write a trained run as ONNX, proven equal to it, or as merged weights."
+    about = "Write a trained run as ONNX, proven equal to it, as ONNX in INT8, or as merged weights."
     parser = add_command(commands, "export", run_export, about, "cvpeft export runs/manhole_lora")
     parser.add_argument("run", type=Path, help="a run folder, or the config that it was trained from")
     parser.add_argument(
         "--format",
-        choices=("onnx", "weights", "peft"),
+        choices=("onnx", "int8", "weights", "peft"),
         default="onnx",
-        help="weights: one safetensors, plain keys; peft: a folder for HF peft on the same timm backbone",
+        help="int8: ONNX in 8-bit integers, kept only where its AP holds; weights: one safetensors, plain keys; "
+        "peft: a folder for HF peft on the same timm backbone",
     )
     add_overrides(parser)
 
