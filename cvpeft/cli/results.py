@@ -60,15 +60,16 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
-    about = "Write a trained run as ONNX, proven equal to it, as merged weights, or with small files for more cities."
+    about = "Write a trained run as ONNX, proven equal to it, in INT8, as merged weights, or for many cities."
     example = "cvpeft export runs/manhole_lora\n  cvpeft export runs/berlin --adapters runs/berlin runs/lyon"
     parser = add_command(commands, "export", run_export, about, example)
     parser.add_argument("run", type=Path, help="a run folder, or the config that it was trained from")
     parser.add_argument(
         "--format",
-        choices=("onnx", "weights", "peft"),
+        choices=("onnx", "int8", "weights", "peft"),
         default="onnx",
-        help="weights: one safetensors, plain keys; peft: a folder for HF peft on the same timm backbone",
+        help="int8: ONNX in 8-bit integers, kept only where its AP holds; weights: one safetensors, plain keys; "
+        "peft: a folder for HF peft on the same timm backbone",
     )
     parser.add_argument(
         "--adapters",

@@ -225,6 +225,13 @@ class Export(Section):
     iou_tolerance: Fraction = Field(0.999, description="smallest IoU of two matched boxes")
     verify_images: PositiveInt = 20
     verify_score: Fraction = Field(0.3, description="boxes above it are matched")
+    ap_images: Count = Field(
+        200,
+        description="images of val on which the AP of an exported file is compared with the run's, and that of an INT8 "
+        "file with its own; 0: the first is left out, the second takes all",
+    )
+    int8_max_ap_drop: Fraction = Field(0.01, description="an INT8 file that loses more AP than this is not written")
+    int8_images: PositiveInt = Field(64, description="training images that tell INT8 the range of every activation")
 
 
 class Settings(Section):

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from cvpeft.backbone.weights import DETECTOR_FORMAT
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
-from cvpeft.data.splits import open_split
 from cvpeft.detector.saved import LoadedRun, load_run
-from cvpeft.errors import ConfigError
 from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.export.score import proof_data, same_ap, spread
 from cvpeft.export.verify import Tolerance, export_verified
 from cvpeft.files import replacing, unwritable, write_whole
 from cvpeft.peft.foreign import to_hf
 from cvpeft.peft.merge import merge, unmergeable
 
 __all__ = [
-    "about_run", "export_hf_run", "export_onnx_run", "export_weights_run", "verification_inputs", "write_weights",
+    "about_run", "adapter_sha256", "export_hf_run", "export_onnx_run", "export_weights_run", "verification_inputs",
+    "write_weights",
 ]  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     """Write run/export/model.onnx and parity.json; returns the model's path.
 
     What can be folded into the weights is folded; the metadata says which methods stay in the graph. ParityError, and
-    no file, where torch unmerged, torch merged and ONNX Runtime differ on images of val (else of test or train).
+    no file, where torch unmerged, torch merged and ONNX Runtime differ on images of val (else of test or train), or
+    where the AP of the last two does. Scoring that AP takes as long as two evaluations of `export.ap_images` images.
     """
     loaded = load_run(run, overrides)
     e = loaded.settings.export
@@ -52,6 +53,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         | {"merged": not left, "methods_in_graph": sorted({name.split(" at ")[0] for name in left})},
         opset=e.opset,
         tolerance=Tolerance(score=e.score_tolerance, iou=e.iou_tolerance, threshold=e.verify_score),
+        more=lambda path: _ap(loaded, plain, path),
     )
 
 
@@ -62,19 +64,24 @@ def about_run(loaded: LoadedRun) -> dict[str, Any]:
         "run": loaded.folder.name,
         "base_model": meta["base"]["name"],
         "base_sha256": meta["base"]["sha256"],
-        "adapter_sha256": _sha256(loaded.folder / "adapter" / "adapter_model.safetensors"),
+        "adapter_sha256": adapter_sha256(loaded.folder),
         "data_sha256": meta["data"],
         "canvas": loaded.settings.data.canvas,
     }
 
 
+def _ap(loaded: LoadedRun, plain: nn.Module, path: Path) -> dict[str, Any]:
+    """The entry "ap" of parity.json, if it is wanted."""
+    count = loaded.settings.export.ap_images
+    if not count:
+        return {}
+    split, data = proof_data(loaded)
+    return {"ap": same_ap(plain, path, split, spread(data, count), loaded.settings)}
+
+
 def verification_inputs(loaded: LoadedRun, count: int) -> list[Tensor]:
     """Network inputs (3, H, W) uint8 of val, else test, else train; those with objects come first."""
-    data = loaded.settings.data
-    split = next((name for name in ("val", "test", "train") if getattr(data, name)), None)
-    if split is None:
-        raise ConfigError("SPLIT", "the config names no data to prove the export on", fix="give data.val=FILE.json")
-    records = open_split(data, split, loaded.classes)
+    data, (_, records) = loaded.settings.data, proof_data(loaded)
     chosen = sorted(records.images, key=lambda image: len(image.boxes) == 0)[:count]
     subset = CocoData(tuple(chosen), records.classes, ())
     inputs = eval_loader(subset, data.size, batch=1, workers=0, canvas=data.canvas)
@@ -124,6 +131,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise unwritable(error, file, "the weights") from error
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
+def adapter_sha256(run: Path) -> str:
+    """Of the tensors that a run trained: tells whether an exported file is still of them."""
+    with (run / "adapter" / "adapter_model.safetensors").open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +27,7 @@ from torchvision.ops import box_iou
 from cvpeft import __version__
 from cvpeft.errors import ParityError
 from cvpeft.export.onnx import export_onnx
+from cvpeft.export.score import as_prediction
 from cvpeft.files import replacing, sync
 from cvpeft.runtime.onnx_detector import Detections, Detector
 from cvpeft.types import Prediction
@@ -149,12 +150,14 @@ def export_verified(
     metadata: Mapping[str, Any] | None = None,
     opset: int = 18,
     tolerance: Tolerance = Tolerance(),
+    more: Callable[[Path], Mapping[str, Any]] = lambda _: {},
 ) -> Path:
     """Write folder/model.onnx and folder/parity.json if all three models agree; if not, an older pair stays untouched.
 
     unmerged: the detector as it was trained. merged: the same with its adapters folded in, which is what is exported;
     give the unmerged one twice where it cannot be merged. Both in eval mode, on the CPU. images: letterboxed (3, H, W)
-    uint8. score_thresholds, metadata: see `export_onnx`.
+    uint8. score_thresholds, metadata: see `export_onnx`. more: another proof of the file at this path; it
+    returns entries of parity.json, or raises.
     Raises ParityError, without writing anything, if the merged or the exported model differs from the trained one.
     """
     target = folder / "model.onnx"
@@ -171,6 +174,7 @@ def export_verified(
             "unmerged_merged": {**asdict(merging), **features},
             "merged_onnx": asdict(agreed("the ONNX model", plain, exported, threshold, tolerance)),
             "unmerged_onnx": asdict(agreed("the ONNX model", reference, exported, threshold, tolerance)),
+            **more(part),
             **_evidence(part, tolerance),
         }
         note.write_text(json.dumps(parity, indent=2) + "\n", encoding="utf-8")
@@ -252,8 +256,7 @@ def predict_onnx(path: Path, images: Sequence[Tensor], *, adapter: Path | None =
     while len(found) < len(images):
         batch = images[len(found) : len(found) + next(sizes)]
         found += detector.raw(np.stack([image.cpu().numpy() for image in batch]))
-    tensors = [tuple(torch.from_numpy(x) for x in (f.boxes, f.scores, f.labels)) for f in found]
-    return [Prediction(boxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in tensors]
+    return [as_prediction(f) for f in found]
 
 
 def agreed(

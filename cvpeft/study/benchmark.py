@@ -18,10 +18,11 @@ from cvpeft.detector.bank import AdapterBank
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError
+from cvpeft.eval.timing import median_ms, side_by_side
 from cvpeft.export.run import verification_inputs
 from cvpeft.peft.state import disabled
 from cvpeft.runtime.onnx_detector import Detector
-from cvpeft.study.timing import detector_calls, median_ms, side_by_side
+from cvpeft.study.timing import detector_calls
 
 __all__ = ["Benchmark", "benchmark"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cvpeft.errors import ConfigError
 from cvpeft.eval.detect import detect_images
 from cvpeft.eval.evaluate import evaluate_run
 from cvpeft.export.cities import export_cities
+from cvpeft.export.quantize import quantize_run
 from cvpeft.export.run import export_hf_run, export_onnx_run, export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.runtime.tiles import Canvas
@@ -90,25 +91,10 @@ def _run_of(source: Path, overrides: Sequence[str]) -> Path:
 
 
 def export_job(run: Path, form: str, overrides: Sequence[str]) -> Path:
-    """Export a run and say what was proven; returns the file."""
-    if form in {"weights", "peft"}:
-        write = export_weights_run if form == "weights" else export_hf_run
-        file = write(_run_of(run, overrides), overrides=overrides)
-    else:
-        file = export_onnx_run(_run_of(run, overrides), overrides=overrides)
-        proof = json.loads((file.parent / "parity.json").read_text())
-        parity, merging = proof["unmerged_onnx"], proof["unmerged_merged"]
-        print(
-            f"merging moves pyramid features by {merging['max_feature_difference']:.1e} at most, "
-            f"of values up to {merging['max_feature']:.1f}; "
-            f"float32 alone rounds them by {merging['max_rounding']:.1e}, in float64 merging moves them by "
-            f"{merging['max_double_difference']:.1e}"
-        )
-        print(
-            f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes of score >= {proof['threshold']:.2f} "
-            f"in {parity['images']} images, "
-            f"IoU >= {parity['min_iou']:.6f}, scores within {parity['max_score_difference']:.1e}"
-        )
+    """Export a run and say what was proven; returns the file. form: onnx, int8, weights or peft."""
+    write, tell = EXPORTS[form]
+    file = write(_run_of(run, overrides), overrides=overrides)
+    tell(file)
     print(f"written: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     return file
 
@@ -126,6 +112,49 @@ def cities_job(base: Path, cities: Sequence[Path], overrides: Sequence[str]) -> 
             f"{parity['max_score_difference']:.1e} of the merged run"
         )
     return [file, *adapters]
+
+
+def _tell_parity(file: Path) -> None:
+    proof = json.loads(file.with_name("parity.json").read_text())
+    parity, merging, ap = proof["unmerged_onnx"], proof["unmerged_merged"], proof.get("ap")
+    print(
+        f"merging moves pyramid features by {merging['max_feature_difference']:.1e} at most, "
+        f"of values up to {merging['max_feature']:.1f}; "
+        f"float32 alone rounds them by {merging['max_rounding']:.1e}, in float64 merging moves them by "
+        f"{merging['max_double_difference']:.1e}"
+    )
+    print(
+        f"ONNX Runtime gives the boxes of torch: {parity['boxes']} boxes of score >= {proof['threshold']:.2f} "
+        f"in {parity['images']} images, "
+        f"IoU >= {parity['min_iou']:.6f}, scores within {parity['max_score_difference']:.1e}"
+    )
+    if ap:
+        print(f"AP on {ap['images']} images of {ap['split']}: ONNX {_number(ap['onnx'])}, torch {_number(ap['torch'])}")
+
+
+def _tell_int8(file: Path) -> None:
+    """Every form that was tried, the kept one marked."""
+    proof = json.loads(file.with_name("parity_int8.json").read_text())
+    forms, kept = proof["forms"], proof["precision"].removeprefix("int8 ")
+    print(f"AP on {proof['scored_on']}; {proof['timed']}\n")
+    print(f"{'form':14} {'AP':>6} {'AP50':>6} {'ms':>8} {'speed':>6} {'MiB':>6}")
+    for name, f in forms.items():
+        speed, mark = forms["fp32"]["ms"] / f["ms"], "  kept" if name == kept else ""
+        print(f"{name:14} {f['AP']:6.4f} {f['AP50']:6.4f} {f['ms']:8.1f} {speed:5.2f}x {f['bytes'] / 2**20:6.1f}{mark}")
+    if forms[kept]["ms"] >= forms["fp32"]["ms"]:
+        print("INT8 is not faster on this processor: measure it where it will run, or deploy model.onnx")
+
+
+def _silent(_: Path) -> None:
+    """Nothing more to say than where the file lies."""
+
+
+EXPORTS: dict[str, tuple[Callable[..., Path], Callable[[Path], None]]] = {
+    "onnx": (export_onnx_run, _tell_parity),
+    "int8": (quantize_run, _tell_int8),
+    "weights": (export_weights_run, _silent),
+    "peft": (export_hf_run, _silent),
+}
 
 
 def predict_job(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cvpeft.cli import main
+from cvpeft.eval.timing import median_ms, side_by_side
 from cvpeft.export.run import export_onnx_run
-from cvpeft.study.timing import median_ms, side_by_side
 from cvpeft.train.loop import train
 from tests.helpers import ellipses, settings
 
