@@ -120,12 +120,14 @@ class Detector:
             if too_much(error):
                 raise memory_fault(self.path) from error
             raise self._broken(f"cannot be run: {first_line(error)}") from error
-        boxes, scores, labels, _ = map(np.asarray, outputs)
+        boxes, scores, labels, count = map(np.asarray, outputs)
         rows = scores.shape
         if len(rows) != 2 or rows[0] != len(images) or boxes.shape != (*rows, 4) or labels.shape != rows:
             raise self._broken(f"gives boxes {boxes.shape}, scores {rows} and labels {labels.shape}")
         if (boxes.dtype.kind, scores.dtype.kind, labels.dtype.kind) != ("f", "f", "i"):
             raise self._broken(f"gives boxes {boxes.dtype}, scores {scores.dtype} and labels {labels.dtype}")
+        if count.dtype.kind != "i" or count.shape != rows[:1] or not ((count >= 0) & (count <= rows[1])).all():
+            raise self._broken(f"says that of {rows[1]} rows {count.tolist()} are filled"[:300])
         return boxes, scores, labels
 
     def _detections(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:

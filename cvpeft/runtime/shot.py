@@ -46,9 +46,10 @@ class Shot:
 def read_shot(file: Path) -> Shot:
     """What the EXIF block of a photograph says; never raises for what stands in the file."""
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exif = image.getexif()
+            with Image.open(file, formats=FORMATS) as image:
+                exif = image.getexif()
             return _shot(exif.get_ifd(ExifTags.IFD.Exif), exif.get_ifd(ExifTags.IFD.GPSInfo))
     except Exception:  # a broken EXIF block raises whatever its parser met first
         return Shot()

@@ -90,7 +90,7 @@ def _opencv(video: Path) -> Any:
     except ImportError as error:
         what, fix = "videos are read by OpenCV, which is not installed", "pip install opencv-python-headless"
         raise DataError("VIDEO", what, where=str(video), fix=fix) from error
-    cv2.setLogLevel(0)  # what is wrong is told once, by the exception
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong is told once, by the exception
     return cv2
 
 
