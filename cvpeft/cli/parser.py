@@ -1,12 +1,11 @@
-"""What all commands share: a parser with an example, settings on the command line, and how photos are seen."""
+"""What all commands share: a parser with an example, and settings on the command line."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Literal
 
-__all__ = ["Command", "add_canvas", "add_command", "add_overrides"]
+__all__ = ["Command", "add_command", "add_overrides"]
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -28,22 +27,3 @@ def add_command(
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the config's")
-
-
-def add_canvas(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--canvas",
-        type=_canvas,
-        metavar="HxW",
-        help="for small objects in large photos: bring each photo to this height and width and see it in overlapping "
-        "tiles; `photo`: at its own size",
-    )
-
-
-def _canvas(text: str) -> tuple[int, int] | Literal["photo"]:
-    if text == "photo":
-        return "photo"
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither HEIGHTxWIDTH, as in 1280x1920, nor `photo`")
-    return int(height), int(width)

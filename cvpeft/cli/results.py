@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
-from cvpeft.cli.parser import add_canvas, add_command, add_overrides
+from cvpeft.cli.parser import add_command, add_overrides
+from cvpeft.errors import ConfigError
+from cvpeft.runtime.options import add_options
 
 __all__ = ["add_commands"]
 
@@ -35,7 +38,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
 
 def _predict(commands: argparse._SubParsersAction) -> None:
-    about = "Detect on photos: pictures with boxes, and a COCO json of what was found."
+    about = "Detect on photos and videos: pictures with boxes, COCO json, CSV, and GeoJSON from GPS positions."
     parser = add_command(
         commands,
         "predict",
@@ -43,20 +46,35 @@ def _predict(commands: argparse._SubParsersAction) -> None:
         about,
         "cvpeft predict runs/manhole_lora/export/model.onnx photos/ --out found",
     )
-    parser.add_argument("source", type=Path, help="a run folder or an exported .onnx file")
-    parser.add_argument("images", nargs="+", help="files, folders or patterns")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--score", type=float, help="score from which a box counts, for all classes")
-    add_canvas(parser)
+    add_options(parser, "a run folder or an exported .onnx file")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="key=value", help="settings of a run folder"
     )
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from cvpeft.study.job import predict_job
+    """An exported file needs no torch, so that a machine without it can run the command."""
+    options = {"canvas": args.canvas, "batch": args.batch, "every": args.every}
+    if args.source.is_dir():
+        _need_torch(args.source)
+        if args.adapter:
+            fix = "name the base.onnx, or the folder of the city's own run"
+            raise ConfigError("ADAPTER", "an adapter file is for a base.onnx", where=str(args.source), fix=fix)
+        from cvpeft.study.job import predict_job
 
-    return predict_job(args.source, args.images, args.out, args.score, args.overrides, args.canvas)
+        return predict_job(args.source, args.images, args.out, args.score, args.overrides, **options)
+    if args.overrides:
+        what = f"{args.source} has no config that {args.overrides[0]} could change"
+        raise ConfigError("SOURCE", what, fix="leave it out")
+    from cvpeft.runtime.search import search_onnx, tell
+
+    return tell(search_onnx(args.source, args.images, args.out, score=args.score, adapter=args.adapter, **options))
+
+
+def _need_torch(run: Path) -> None:
+    if find_spec("torch") is None:
+        fix = "name an exported file (cvpeft export, where torch is), or install cvpeft with its dependencies"
+        raise ConfigError("TORCH", "a run folder is run by torch, which is not installed", where=str(run), fix=fix)
 
 
 def _export(commands: argparse._SubParsersAction) -> None:

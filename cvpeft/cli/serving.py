@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cvpeft.cli.parser import add_canvas, add_command
+from cvpeft.cli.parser import add_command
 from cvpeft.errors import ConfigError
+from cvpeft.runtime.options import add_canvas
 
 __all__ = ["add_commands"]
 

@@ -6,8 +6,9 @@ Sizes are (height, width); boxes are x1 y1 x2 y2 in pixels, upright.
 
 from __future__ import annotations
 
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,18 @@ __all__ = [
 Size = tuple[int, int]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # JPEG stands for the multi-picture files of phones too
 MAX_PIXELS = 100_000_000
+STRIP = 512  # rows
 PAD = 114  # grey of the bars beside the image
 
-ORIENTATION = 0x0112  # EXIF tag; what turns the stored pixels upright, by its value
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+ORIENTATION = 0x0112  # EXIF tag; what turns the stored pixels (h, w, 3) upright, by its value
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
 }
 SWAPPED = (5, 6, 7, 8)  # values that swap width and height
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -70,9 +72,11 @@ def decode(
         if at_least is not None:
             height, width = at_least[::-1] if orientation in SWAPPED else at_least
             image.draft("RGB", (width, height))
-        rgb = _rgb(image)
-        turn = TURNS.get(orientation)
-        return np.asarray(rgb if turn is None else rgb.transpose(turn)), full
+        pixels = _rgb(image)
+    turn = TURNS.get(orientation)
+    upright = pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    upright.setflags(write=False)
+    return upright, full
 
 
 def upright_size(source: Path | BinaryIO) -> Size:
@@ -170,8 +174,17 @@ def _upright(image: Image.Image, orientation: int) -> Size:
     return (image.width, image.height) if orientation in SWAPPED else (image.height, image.width)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Pixels (h, w, 3), converted in strips: Pillow would hold several copies of a large image at once."""
     image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        bottom = min(top + STRIP, image.height)
+        pixels[top:bottom] = np.asarray(_opaque(image.crop((0, top, image.width, bottom))))
+    return pixels
+
+
+def _opaque(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -189,6 +202,8 @@ def _guard(source: Path | BinaryIO, limit: int = MAX_PIXELS) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if isinstance(source, Path):
+                _check_regular(source)
             yield
     except (DataError, MemoryError):
         raise
@@ -203,6 +218,14 @@ def _guard(source: Path | BinaryIO, limit: int = MAX_PIXELS) -> Iterator[None]:
     except Exception as error:  # damaged bytes raise OSError, ValueError, SyntaxError, struct.error, IndexError...
         what = f"the image is damaged or cut off ({str(error).strip('. ') or type(error).__name__})"
         raise DataError("IMAGE", what, where=name, fix=_again(source)) from error
+
+
+def _check_regular(source: Path) -> None:
+    """A pipe would be waited for, and a device read, without an end."""
+    mode = source.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what, fix = "it is a pipe or a device, not a file", "name a file"
+        raise DataError("READ", f"the image cannot be opened ({what})", where=str(source), fix=fix)
 
 
 def _too_large(source: Path | BinaryIO, found: str, limit: int) -> DataError:

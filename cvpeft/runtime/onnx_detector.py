@@ -4,14 +4,12 @@
     for found in detector(["street.jpg"]):
         print(found.names, found.scores, found.boxes)
 
-Letters: B images, N boxes, H and W the network input.
+Letters: B images, N boxes, K rows that the graph gives, H and W the network input.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +19,14 @@ import onnxruntime
 
 from cvpeft.errors import DataError
 from cvpeft.runtime.adapters import CityAdapter, read_adapter
-from cvpeft.runtime.image import MAX_PIXELS, Letterbox, Size, decode
+from cvpeft.runtime.image import Letterbox, Size, decode
+from cvpeft.runtime.metadata import OUTPUTS, read_metadata
 from cvpeft.runtime.nms import suppress
+from cvpeft.runtime.onnx_file import first_line, memory_fault, open_session, too_much
 from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join
+from cvpeft.runtime.video import Frame, frames
 
-__all__ = ["Detections", "Detector"]
-
-OUTPUTS = ("boxes", "scores", "labels", "num")
-NEEDED = (
-    "classes", "input_size", "input_dtype", "score_thresholds", "resize", "pad_value", "color_order", "input_range",
-    "nms",
-)  # fmt: skip
-LAYOUTS = {"float32": "NCHW", "uint8": "NHWC"}  # of the input, by its type
-FEED = {
-    "resize": "letterbox",
-    "pad_value": 114,
-    "color_order": "RGB",
-    "input_range": [0, 255],
-}  # what this program can feed
+__all__ = ["Detections", "Detector", "Image", "Loaded", "chosen", "grouped", "load_image", "tiles_of"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +41,25 @@ class Detections:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """pixels: (h, w, 3) uint8 RGB, perhaps decoded at a fraction. size: the photo's full (height, width)."""
+
+    pixels: np.ndarray
+    size: Size
+
+
+Image = str | Path | np.ndarray | Loaded
+Tile = tuple[int, np.ndarray, Letterbox]  # which image; (H, W, 3) uint8; where it lies in the photo
+
+
 class Detector:
     """One exported file, ready to run on the CPU.
 
     classes: names in order; label 1 is the first. size: (height, width) of the network input. canvas: size that photos
     are letterboxed into and seen in overlapping tiles of `size`; None: a whole photo in one input. thresholds: class
     name -> score from which a box counts. metadata: everything that the file says of itself. Raises DataError for a
-    file that cannot be read or that `cvpeft export` did not write.
+    file that cannot be read or that `cvpeft export` did not write, ResourceError for one that asks for too much memory.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Detector:
         """threads: of onnxruntime; 0: as many as cores. canvas: None: the one that the model was trained with, if any;
         "photo": each photo's own size, nothing scaled down, for orthophotos. adapter: see `use`."""
         self.path = Path(path)
-        self._session = _open(self.path, threads)
-        self.metadata = _metadata(self._session, self.path)
+        self._session = open_session(self.path, threads)
+        self.metadata = read_metadata(self._session, self.path)
         self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
         height, width = self.metadata["input_size"]
         self.size: Size = (height, width)
@@ -81,35 +81,6 @@ class Detector:
         self._with_adapter: Any = None
         self._adapter: CityAdapter | None = None  # kept, as ONNX Runtime holds no reference of its own
         self.use(adapter)
-
-    def __call__(
-        self, images: Sequence[str | Path | np.ndarray], *, threshold: float | None = None
-    ) -> list[Detections]:
-        """Detect in photos, one after the other.
-
-        images: files, or arrays (h, w, 3) uint8 RGB. threshold: lowest score for every class; None: the file's own.
-        """
-        return [self.detect(*_pixels(image, self.least), threshold=threshold) for image in images]
-
-    @property
-    def least(self) -> Size | None:
-        """(height, width) that a decoded photo must keep for `detect`; None: its full size."""
-        return None if self.canvas == "photo" else self.canvas or self.size
-
-    def detect(self, pixels: np.ndarray, source: Size, *, threshold: float | None = None) -> Detections:
-        """Detect in one decoded photo; boxes are in pixels of its full size.
-
-        pixels (h, w, 3) uint8 RGB, perhaps at a fraction of the full (height, width) `source`, see `least`.
-        """
-        photo = TiledPhoto.of(source, self.size, self.canvas)
-        found = join(
-            [self._in_photo(*tile) for tile in zip(photo.cut(pixels), photo.places, strict=True)], photo.places
-        )
-        names = tuple(self.classes[label - 1] for label in found.labels)
-        least = [self.thresholds[name] if threshold is None else threshold for name in names]
-        keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
-        boxes = found.boxes[keep].astype(np.float32)
-        return Detections(boxes, found.scores[keep], found.labels[keep], tuple(names[i] for i in keep))
 
     def use(self, adapter: str | Path | None) -> None:
         """From now on find what this city's .onnx_adapter was trained for; None: what the base file itself was.
@@ -132,103 +103,131 @@ class Detector:
         base = str(self.metadata.get("base_sha256"))
         return read_adapter(adapter, base=base, classes=self.classes, shapes=shapes)
 
+    def __call__(self, images: Iterable[Image], *, threshold: float | None = None, batch: int = 1) -> list[Detections]:
+        """Detect in photos.
+
+        images: files, or arrays (h, w, 3) uint8 RGB. threshold: lowest score for every class; None: the file's own.
+        batch: network inputs that are fed at once, be they photos or tiles of one; the boxes do not depend on it.
+        Raises DataError for an image that cannot be read.
+        """
+        photos: dict[int, list[tuple[Found, Letterbox]]] = {}
+        for group in grouped(tiles_of((self.load(image) for image in images), self.size, self.canvas), batch):
+            found = self.raw(np.stack([tile.transpose(2, 0, 1) for _, tile, _ in group]))
+            for (number, _, place), one in zip(group, found, strict=True):
+                photos.setdefault(number, []).append((_in_photo(one, place), place))
+        joined = (join(*zip(*tiles, strict=True)) for tiles in photos.values())
+        return [chosen(found, self.classes, self.thresholds, threshold) for found in joined]
+
+    def load(self, image: Image) -> Loaded:
+        """An image as far decoded as this model needs it; raises DataError as `decode` does."""
+        return load_image(image, self.least)
+
+    @property
+    def least(self) -> Size | None:
+        """(height, width) that a decoded photo must keep; None: its full size."""
+        return None if self.canvas == "photo" else self.canvas or self.size
+
+    def frames(
+        self, video: str | Path, *, every: float = 1.0, threshold: float | None = None
+    ) -> Iterator[tuple[Frame, Detections]]:
+        """Detect in the frames of a video, `every` so many seconds; needs OpenCV. Raises as `video.frames` does."""
+        for frame in frames(Path(video), every):
+            yield frame, self([frame.pixels], threshold=threshold)[0]
+
     def raw(self, images: np.ndarray) -> list[Detections]:
-        """All detections of letterboxed images (B, 3, H, W) RGB 0..255, in pixels of the network input."""
-        given = np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self._takes_bytes else images)
-        dtype = np.uint8 if self._takes_bytes else np.float32
-        outputs = self._session.run(OUTPUTS, {"images": given.astype(dtype, copy=False)}, self._with_adapter)
-        found = []
-        for boxes, scores, labels, _ in zip(*outputs, strict=True):
-            rows = np.flatnonzero(labels)  # padding has label 0, and so has what a one-stage head takes for background
-            if not self._nms["inside"]:
-                limit, iou = self._nms["max_detections"], self._nms["iou"]
-                rows = rows[suppress(boxes[rows], scores[rows], labels[rows], iou)][:limit]
-            names = tuple(self.classes[label - 1] for label in labels[rows])
-            found.append(Detections(boxes[rows], scores[rows], labels[rows], names))
-        return found
+        """All detections of letterboxed images (B, 3, H, W) RGB 0..255, in pixels of the network input.
 
-    def _in_photo(self, tile: np.ndarray, place: Letterbox) -> Found:
-        found = self.raw(tile.transpose(2, 0, 1)[None])[0]
-        return Found(place.inverse(found.boxes), found.scores, found.labels)
+        Raises DataError where the graph cannot be run, or gives what are no boxes, scores and labels.
+        """
+        most = len(images) if self._batch is None else self._batch
+        parts = [self._run(images[start : start + most]) for start in range(0, len(images), most)]
+        return [self._detections(*rows) for part in parts for rows in zip(*part, strict=True)]
+
+    @property
+    def _batch(self) -> int | None:
+        """How many images the graph takes at once; None: any number."""
+        first = self._session.get_inputs()[0].shape[0]
+        return first if isinstance(first, int) else None
+
+    def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (B, K, 4), scores (B, K) and labels (B, K) of images (B, 3, H, W)."""
+        given = images.transpose(0, 2, 3, 1) if self._takes_bytes else images
+        given = np.ascontiguousarray(given, dtype=np.uint8 if self._takes_bytes else np.float32)
+        try:
+            outputs = self._session.run(OUTPUTS, {"images": given}, self._with_adapter)
+        except Exception as error:  # onnxruntime's exceptions have no common class of their own
+            if too_much(error):
+                raise memory_fault(self.path) from error
+            raise self._broken(f"cannot be run: {first_line(error)}") from error
+        boxes, scores, labels, count = map(np.asarray, outputs)
+        rows = scores.shape
+        if len(rows) != 2 or rows[0] != len(images) or boxes.shape != (*rows, 4) or labels.shape != rows:
+            raise self._broken(f"gives boxes {boxes.shape}, scores {rows} and labels {labels.shape}")
+        if (boxes.dtype.kind, scores.dtype.kind, labels.dtype.kind) != ("f", "f", "i"):
+            raise self._broken(f"gives boxes {boxes.dtype}, scores {scores.dtype} and labels {labels.dtype}")
+        if count.dtype.kind != "i" or count.shape != rows[:1] or not ((count >= 0) & (count <= rows[1])).all():
+            raise self._broken(f"says that of {rows[1]} rows {count.tolist()} are filled"[:300])
+        return boxes, scores, labels
+
+    def _detections(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:
+        rows = np.flatnonzero(labels)  # padding has label 0, and so has what a one-stage head takes for background
+        boxes, scores, labels = boxes[rows], scores[rows], labels[rows]
+        if not ((labels >= 0) & (labels <= len(self.classes))).all():
+            raise self._broken(f"gives labels beyond its {len(self.classes)} classes")
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (boxes[:, 2:] >= boxes[:, :2]).all()):
+            raise self._broken("gives boxes or scores that are not finite, or boxes with a negative side")
+        if not self._nms["inside"]:
+            rows = suppress(boxes, scores, labels, self._nms["iou"])[: self._nms["max_detections"]]
+            boxes, scores, labels = boxes[rows], scores[rows], labels[rows]
+        return Detections(boxes, scores, labels, tuple(self.classes[label - 1] for label in labels))
+
+    def _broken(self, what: str) -> DataError:
+        fix = "take the file from its origin again, or export the run again"
+        return DataError("OUTPUT", f"the model {what}", where=str(self.path), why="no box of it can be used", fix=fix)
 
 
-def _pixels(image: str | Path | np.ndarray, at_least: Size | None) -> tuple[np.ndarray, Size]:
+def chosen(
+    found: Found, classes: Sequence[str], thresholds: Mapping[str, float], threshold: float | None
+) -> Detections:
+    """Those whose score counts; threshold: the lowest for every class, None: each class's own."""
+    names = tuple(classes[label - 1] for label in found.labels)
+    least = [thresholds[name] if threshold is None else threshold for name in names]
+    keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
+    boxes = found.boxes[keep].astype(np.float32)
+    return Detections(boxes, found.scores[keep], found.labels[keep], tuple(names[i] for i in keep))
+
+
+def load_image(image: Image, at_least: Size | None) -> Loaded:
+    """A file decoded, see `decode`; an array looked at."""
+    if isinstance(image, Loaded):
+        return image
     if not isinstance(image, np.ndarray):
-        return decode(Path(image), at_least=at_least)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        return Loaded(*decode(Path(image), at_least=at_least))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         what = f"an image array is {image.dtype} of shape {image.shape}, but must be uint8 RGB (height, width, 3)"
         raise DataError("IMAGE", what)
-    return image, (image.shape[0], image.shape[1])
+    return Loaded(image, (image.shape[0], image.shape[1]))
 
 
-def _open(path: Path, threads: int) -> Any:
-    if not path.is_file():
-        raise DataError("MODEL", "no such file", where=str(path))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what is wrong is told once, by the exception
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        reason = str(error).splitlines()[0].strip().rstrip(".")
-        raise DataError("MODEL", f"ONNX Runtime cannot read it: {reason}", where=str(path)) from error
+def tiles_of(images: Iterable[Loaded], size: Size, canvas: Canvas | None) -> Iterator[Tile]:
+    """Every tile of every image, in order; one image is held at a time."""
+    for number, image in enumerate(images):
+        photo = TiledPhoto.of(image.size, size, canvas)
+        for tile, place in zip(photo.cut(image.pixels), photo.places, strict=True):
+            yield number, tile, place
 
 
-def _metadata(session: Any, path: Path) -> dict[str, Any]:
-    """The file's own description, checked; DataError tells everything that is wrong with it."""
-    try:
-        found = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _foreign(path, "its metadata is not JSON") from error
-    missing = [key for key in NEEDED if key not in found]
-    if missing:
-        raise _foreign(path, f"its metadata lacks {', '.join(missing)}")
-    faults = [f"{key} is {found[key]!r}, not {value!r}" for key, value in FEED.items() if found[key] != value]
-    classes, size, thresholds = found["classes"], found["input_size"], found["score_thresholds"]
-    if not _is_canvas(found.get("canvas"), size):
-        faults.append(f"canvas is {found['canvas']!r}, no height and width of at least input_size")
-    if not _names(classes):
-        faults.append(f"classes is {classes!r}, not a list of names")
-    elif not isinstance(thresholds, dict) or not all(_number(thresholds.get(name)) for name in classes):
-        faults.append(f"score_thresholds is {thresholds!r}, without a number for each class")
-    if not _is_nms(found["nms"]):
-        faults.append(f"nms is {found['nms']!r}, without inside, iou and max_detections")
-    if LAYOUTS.get(str(found["input_dtype"])) != found.get("input_layout"):
-        faults.append(f"input_dtype is {found['input_dtype']!r} and input_layout {found.get('input_layout')!r}")
-    sides = size if isinstance(size, list) else []
-    if list(session.get_inputs()[0].shape[1:]) != ([*sides, 3] if found["input_dtype"] == "uint8" else [3, *sides]):
-        faults.append(f"input_size is {size!r}, but the input's shape is {session.get_inputs()[0].shape}")
-    if {output.name for output in session.get_outputs()} != set(OUTPUTS):
-        faults.append(f"its outputs are {', '.join(output.name for output in session.get_outputs())}")
-    if faults:
-        raise _foreign(path, "; ".join(faults))
-    return found
+def grouped(tiles: Iterable[Tile], count: int) -> Iterator[list[Tile]]:
+    """Lists of `count` tiles; the last one may be shorter."""
+    group: list[Tile] = []
+    for tile in tiles:
+        group.append(tile)
+        if len(group) >= count:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
-
-
-def _is_canvas(value: Any, size: Any) -> bool:
-    """None, or two whole numbers that hold a network input and are no bomb."""
-    if value is None or not (isinstance(size, list) and all(_number(s) for s in size)):  # told of on its own
-        return value is None or isinstance(value, list)
-    sides = isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
-    return sides and math.prod(value) <= MAX_PIXELS and all(side >= s for side, s in zip(value, size, strict=False))
-
-
-def _is_nms(value: Any) -> bool:
-    if not isinstance(value, dict) or type(value.get("inside")) is not bool:
-        return False
-    return type(value.get("max_detections")) is int and _number(value.get("iou")) and 0 <= value["iou"] <= 1
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _foreign(path: Path, what: str) -> DataError:
-    why = "How to feed it and what its outputs mean is not known"
-    return DataError(
-        "MODEL", f"not a model of `cvpeft export`: {what}", where=str(path), why=why, fix="cvpeft export RUN"
-    )
+def _in_photo(found: Detections, place: Letterbox) -> Found:
+    return Found(place.inverse(found.boxes), found.scores, found.labels)

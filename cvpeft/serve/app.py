@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from cvpeft.errors import ConfigError, DataError
 from cvpeft.runtime.image import MAX_PIXELS, decode
-from cvpeft.runtime.onnx_detector import Detections, Detector
+from cvpeft.runtime.onnx_detector import Detections, Detector, Loaded
 from cvpeft.serve.answers import tell_errors
 from cvpeft.serve.body import read_photo
 from cvpeft.serve.door import Door
@@ -119,10 +119,10 @@ class _Service:
             return await self.turns.run(self._detect, photo, score)
 
     def _detect(self, photo: bytes, score: float | None) -> dict[str, Any]:
-        pixels, (height, width) = decode(
-            io.BytesIO(photo), at_least=self.detector.least, max_pixels=self.limits.most_pixels
-        )
-        found = self.detector.detect(pixels, (height, width), threshold=score)
+        least = self.detector.least
+        loaded = Loaded(*decode(io.BytesIO(photo), at_least=least, max_pixels=self.limits.most_pixels))
+        (found,) = self.detector([loaded], threshold=score)
+        height, width = loaded.size
         return {"width": width, "height": height, "detections": _rows(found)}
 
 

@@ -20,7 +20,7 @@ from cvpeft.export.cities import export_cities
 from cvpeft.export.quantize import quantize_run
 from cvpeft.export.run import export_hf_run, export_onnx_run, export_weights_run
 from cvpeft.peft.inject import signatures
-from cvpeft.runtime.tiles import Canvas
+from cvpeft.runtime.search import tell
 from cvpeft.study.summary import summary
 from cvpeft.train.folder import is_finished, same_run
 from cvpeft.train.loop import train
@@ -163,14 +163,13 @@ def predict_job(
     out: Path,
     score: float | None,
     overrides: Sequence[str] = (),
-    canvas: Canvas | None = None,
+    **options: Any,
 ) -> int:
-    """Detect on photos; 2 where some of them could not be read, after all the others were done."""
-    done = detect_images(source, images, out, score=score, overrides=overrides, canvas=canvas)
-    for sentence in done.failed:
-        print(sentence, file=sys.stderr)
-    print(f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable: {out}")
-    return done.exit_code
+    """Detect on photos; 2 where some of them could not be read, after all the others were done.
+
+    options: canvas, batch and every of `detect_images`.
+    """
+    return tell(detect_images(source, images, out, score=score, overrides=overrides, **options))
 
 
 def summary_job(config: Path, overrides: Sequence[str], *, measure: bool) -> None:

@@ -20,9 +20,10 @@ from cvpeft.detector.adapt import adapt
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.saved import describe, load_run, save_adapter
 from cvpeft.errors import CheckpointError, ConfigError, DataError
-from cvpeft.eval.detect import detect_images, find_photos
+from cvpeft.eval.detect import detect_images
 from cvpeft.eval.predict import predict
 from cvpeft.peft.inject import signatures
+from cvpeft.runtime.photos import find_photos
 from tests.data.sets import picture
 from tests.runtime.test_onnx_detector import METADATA, SIZE, model_file
 
@@ -212,6 +213,7 @@ def test_what_cannot_be_read_is_told_and_the_others_are_done(onnx_file: Path, tm
         "a.jpg",
         "coco_results.json",
         "d.jpg",
+        "detections.csv",
         "predictions.json",
     ]
 

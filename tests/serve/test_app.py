@@ -255,12 +255,12 @@ class Watched(Detector):
 
     inside = most = 0
 
-    def detect(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.inside += 1
         self.most = max(self.most, self.inside)
         threading.Event().wait(0.02)
         self.inside -= 1
-        return super().detect(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 def test_clients_at_once_get_their_own_boxes_one_after_the_other(model: Path) -> None:
@@ -273,7 +273,7 @@ def test_clients_at_once_get_their_own_boxes_one_after_the_other(model: Path) ->
 
 
 class Broken(Detector):
-    def detect(self, *_: Any, **__: Any) -> Any:
+    def __call__(self, *_: Any, **__: Any) -> Any:
         raise self.fault
 
 
