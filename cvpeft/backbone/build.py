@@ -56,6 +56,16 @@ class Backbone(nn.Module):
             (16 if self.resample else patch,) if self.plain else tuple(info[i]["reduction"] for i in self.indices)
         )
 
+    @property
+    def fixed_because(self) -> str:
+        """Why inputs have to be of `size`; empty where any multiple of 32 will do."""
+        if not hasattr(self.net, "patch_embed"):
+            return ""
+        if not self.plain:
+            return "the masks of its shifted windows are made for one size"
+        rotary = getattr(self.net, "rope", None) is not None
+        return f"its {'rotary' if rotary else 'absolute'} position embeddings are made for one size"
+
     def forward(self, x: Tensor) -> list[Tensor]:  # (B, 3, H, W), normalised
         if self.resample:
             x = F.interpolate(x, self.resample, mode="bilinear", align_corners=False)

@@ -221,6 +221,14 @@ class Eval(Section):
 
 class Export(Section):
     opset: Annotated[int, Field(ge=18)] = 18
+    takes: Literal["float32", "uint8"] = Field(
+        "float32", description="input of the file: (batch, 3, H, W), or bytes (batch, H, W, 3) as decoders give them"
+    )
+    weights: Literal["fp32", "fp16"] = Field(
+        "fp32", description="fp16: half the size; computed in float32 all the same"
+    )
+    nms: bool = Field(True, description="false: all candidates, for programs that have an NMS of their own")
+    free_size: bool = Field(False, description="inputs of any height and width, multiples of 32; ConvNeXt only")
     score_tolerance: PositiveFloat = 1e-4
     iou_tolerance: Fraction = Field(0.999, description="smallest IoU of two matched boxes")
     verify_images: PositiveInt = 20

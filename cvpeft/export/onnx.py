@@ -31,7 +31,7 @@ from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
 from cvpeft.files import replacing
 
-__all__ = ["Form", "contract", "export_onnx", "halved"]
+__all__ = ["STEP", "Form", "contract", "export_onnx", "halved"]
 
 STEP = 32  # sides of an input of free size are multiples of it, so that every map has its exact stride
 LEAST_HALVED = 256  # numbers; smaller tensors are not worth a Cast
@@ -52,6 +52,12 @@ class Form:
     weights: Literal["fp32", "fp16"] = "fp32"
     nms: bool = True
     free_size: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What a file name says of it."""
+        words = {"uint8": self.takes == "uint8", "fp16": self.weights == "fp16", "raw": not self.nms}
+        return "".join(f"_{word}" for word, said in {**words, "any_size": self.free_size}.items() if said)
 
 
 def export_onnx(

@@ -17,7 +17,9 @@ from cvpeft.backbone.weights import DETECTOR_FORMAT
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
 from cvpeft.detector.saved import LoadedRun, load_run
+from cvpeft.errors import ConfigError
 from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.export.onnx import Form
 from cvpeft.export.score import proof_data, same_ap, spread
 from cvpeft.export.verify import Tolerance, export_verified
 from cvpeft.files import replacing, unwritable, write_whole
@@ -31,8 +33,9 @@ __all__ = [
 
 
 def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
-    """Write run/export/model.onnx and parity.json; returns the model's path.
+    """Write run/export/model.onnx and parity.json, other forms beside them; returns the model's path.
 
+    export.takes, weights, nms and free_size choose the form; those that are not the default stand in the file's name.
     What can be folded into the weights is folded; the metadata says which methods stay in the graph. ParityError, and
     no file, where torch unmerged, torch merged and ONNX Runtime differ on images of val (else of test or train), or
     where the AP of the last two does. Scoring that AP takes as long as two evaluations of `export.ap_images` images.
@@ -42,6 +45,8 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     left = unmergeable(loaded.model)
     plain = merge(loaded.model, partly=True).eval()
     meta = loaded.meta
+    form = Form(e.takes, e.weights, e.nms, e.free_size)
+    fixed = _fixed_size(loaded, form)
     return export_verified(
         loaded.model,
         plain,
@@ -50,11 +55,23 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         classes=loaded.classes,
         score_thresholds=meta.get("thresholds") or dict.fromkeys(loaded.classes, DEFAULT_THRESHOLD),
         metadata=about_run(loaded)
-        | {"merged": not left, "methods_in_graph": sorted({name.split(" at ")[0] for name in left})},
+        | {"merged": not left, "methods_in_graph": sorted({name.split(" at ")[0] for name in left}), **fixed},
+        form=form,
         opset=e.opset,
         tolerance=Tolerance(score=e.score_tolerance, iou=e.iou_tolerance, threshold=e.verify_score),
         more=lambda path: _ap(loaded, plain, path),
     )
+
+
+def _fixed_size(loaded: LoadedRun, form: Form) -> dict[str, str]:
+    """Why the file takes one size of input, for its metadata; ConfigError where any was asked for and cannot be."""
+    reason: str = loaded.model.backbone.body.fixed_because  # type: ignore[union-attr,assignment]
+    if not form.free_size:
+        return {"size_fixed_because": reason or "export.free_size was not asked for"}
+    if reason:
+        what = f"{loaded.settings.backbone.name} takes inputs of one size: {reason}"
+        raise ConfigError("SIZE", what, where=str(loaded.folder), fix="set export.free_size=false, or take a ConvNeXt")
+    return {}
 
 
 def about_run(loaded: LoadedRun) -> dict[str, Any]:

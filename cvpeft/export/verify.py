@@ -26,7 +26,7 @@ from torchvision.ops import box_iou
 
 from cvpeft import __version__
 from cvpeft.errors import ParityError
-from cvpeft.export.onnx import export_onnx
+from cvpeft.export.onnx import STEP, Form, export_onnx, halved
 from cvpeft.export.score import as_prediction
 from cvpeft.files import replacing, sync
 from cvpeft.runtime.onnx_detector import Detections, Detector
@@ -41,6 +41,7 @@ PARTNER_IOU = 0.5  # less overlap is another object
 SAME_PLACE = 1e-3  # pixels
 DOUBLE_IMAGES = 2  # of those that features are compared on, in float64 too: it takes several times as long
 MERGED = 1e-7  # of the largest feature: about what the weights of a merge lose when they are rounded to float32
+OTHER_SIZES = (0.75, 1.5)  # of the side that was trained at, to which a file of free size is proven too
 BATCHES = (1, 2, 3, 8)  # sizes in which the file is fed in turn, so that its free batch axis is proven too
 
 
@@ -151,8 +152,12 @@ def export_verified(
     opset: int = 18,
     tolerance: Tolerance = Tolerance(),
     more: Callable[[Path], Mapping[str, Any]] = lambda _: {},
+    form: Form | None = None,
 ) -> Path:
     """Write folder/model.onnx and folder/parity.json if all three models agree; if not, an older pair stays untouched.
+
+    form: see `Form`; those that are not the default have names of their own. Rounded weights are proven against the
+    merged detector with the same rounded weights; how far they are from the unmerged one is told then, not judged.
 
     unmerged: the detector as it was trained. merged: the same with its adapters folded in, which is what is exported;
     give the unmerged one twice where it cannot be merged. Both in eval mode, on the CPU. images: letterboxed (3, H, W)
@@ -160,20 +165,29 @@ def export_verified(
     returns entries of parity.json, or raises.
     Raises ParityError, without writing anything, if the merged or the exported model differs from the trained one.
     """
-    target = folder / "model.onnx"
+    form = form or Form()
+    target = folder / f"model{form.suffix}.onnx"
     reference = predict_torch(unmerged, images)
     threshold = enough(reference, tolerance)
     plain = predict_torch(merged, images)
     merging = agreed("the merged detector", reference, plain, threshold, tolerance)
     features = _checked_features(unmerged, merged, images)
-    with replacing(folder / "parity.json", "the proof") as note, replacing(target, "the model") as part:
-        export_onnx(merged, part, classes=classes, score_thresholds=score_thresholds, metadata=metadata, opset=opset)
+    rounded = form.weights == "fp16"
+    shipped = halved(merged) if rounded else merged
+    wanted = predict_torch(shipped, images) if rounded else plain
+    note_file = folder / f"parity{form.suffix}.json"
+    with replacing(note_file, "the proof") as note, replacing(target, "the model") as part:
+        export_onnx(
+            shipped, part, classes=classes, score_thresholds=score_thresholds, metadata=metadata, opset=opset, form=form
+        )
         exported = predict_onnx(part, images)
+        to_trained = compare(reference, exported, threshold=threshold)
         parity = {
             "threshold": threshold,
             "unmerged_merged": {**asdict(merging), **features},
-            "merged_onnx": asdict(agreed("the ONNX model", plain, exported, threshold, tolerance)),
-            "unmerged_onnx": asdict(agreed("the ONNX model", reference, exported, threshold, tolerance)),
+            "merged_onnx": asdict(agreed("the ONNX model", wanted, exported, threshold, tolerance)),
+            "unmerged_onnx": asdict(to_trained if rounded else _checked("the ONNX model", to_trained, tolerance)),
+            **({"other_sizes": _other_sizes(shipped, part, images, tolerance)} if form.free_size else {}),
             **more(part),
             **_evidence(part, tolerance),
         }
@@ -263,11 +277,34 @@ def agreed(
     who: str, reference: Sequence[Prediction], candidate: Sequence[Prediction], threshold: float, tolerance: Tolerance
 ) -> Agreement:
     """`compare`; ParityError, which begins with `who`, where the two do not agree."""
-    agreement = compare(reference, candidate, threshold=threshold)
+    return _checked(who, compare(reference, candidate, threshold=threshold), tolerance)
+
+
+def _checked(who: str, agreement: Agreement, tolerance: Tolerance) -> Agreement:
     if not agreement.within(tolerance):
         what = f"{who} does not agree with the trained detector: {agreement.sentence(tolerance)}"
         raise ParityError("PARITY", what, why="No model was written")
     return agreement
+
+
+def _other_sizes(
+    detector: nn.Module, path: Path, images: Sequence[Tensor], tolerance: Tolerance
+) -> dict[str, dict[str, Any]]:
+    """Agreement at sizes that were not trained at, by "height x width"; the detector's own size is put back."""
+    own: tuple[int, int] = detector.transform.size  # type: ignore[assignment]
+    found = {}
+    try:
+        for factor in OTHER_SIZES:
+            height, width = (max(1, round(side * factor / STEP)) * STEP for side in own)
+            detector.transform.size = (height, width)  # type: ignore[assignment]
+            resized = [nn.functional.interpolate(image[None].float(), (height, width))[0].byte() for image in images]
+            reference = predict_torch(detector, resized)
+            who, threshold = f"the ONNX model at {height} x {width}", enough(reference, tolerance)
+            agreement = agreed(who, reference, predict_onnx(path, resized), threshold, tolerance)
+            found[f"{height} x {width}"] = asdict(agreement)
+    finally:
+        detector.transform.size = own  # type: ignore[assignment]
+    return found
 
 
 def _evidence(path: Path, tolerance: Tolerance) -> dict[str, Any]:

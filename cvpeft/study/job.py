@@ -115,7 +115,7 @@ def cities_job(base: Path, cities: Sequence[Path], overrides: Sequence[str]) -> 
 
 
 def _tell_parity(file: Path) -> None:
-    proof = json.loads(file.with_name("parity.json").read_text())
+    proof = json.loads(file.with_name(file.name.replace("model", "parity")).with_suffix(".json").read_text())
     parity, merging, ap = proof["unmerged_onnx"], proof["unmerged_merged"], proof.get("ap")
     print(
         f"merging moves pyramid features by {merging['max_feature_difference']:.1e} at most, "

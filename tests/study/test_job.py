@@ -56,6 +56,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.yaml"
 
 
+def test_other_forms_have_names_and_proofs_of_their_own(there: Path) -> None:
+    """Bytes in, half the size, any size of input, candidates out; model.onnx stays as it is."""
+    export = there / "runs/tiny/export"
+    before = {file: file.read_bytes() for file in export.iterdir() if file.is_file()}
+    overrides = ("export.takes=uint8", "export.weights=fp16", "export.nms=false", "export.free_size=true")
+    made = job.export_job(there / "runs/tiny", "onnx", overrides)
+    assert made.name == "model_uint8_fp16_raw_any_size.onnx"
+    proof = json.loads(made.with_name("parity_uint8_fp16_raw_any_size.json").read_text())
+    assert list(proof["other_sizes"]) == ["64 x 64", "96 x 128"]
+    assert all(found["boxes"] for found in proof["other_sizes"].values())
+    assert {file: file.read_bytes() for file in before} == before
+    assert made.stat().st_size < 0.7 * (export / "model.onnx").stat().st_size
+
+
 @pytest.fixture
 def there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of `trained`, entered."""
