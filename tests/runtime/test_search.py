@@ -249,9 +249,7 @@ def test_videos_are_found_by_name_and_pattern_and_not_in_folders(model: Path, tm
     assert drawn == {"drive_000000.000.jpg", "drive-2_000000.000.jpg", "drive-3_000000.000.jpg"}
 
 
-def test_what_cannot_be_read_of_videos_is_told(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_read_of_videos_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     early = video(tmp_path / "b.avi", 60, SIZE)
     early.write_bytes(early.read_bytes()[: early.stat().st_size // 2])

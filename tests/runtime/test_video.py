@@ -28,9 +28,7 @@ def video(file: Path, count: int = 30, size: tuple[int, int] = (48, 64), code: s
 
 @pytest.mark.parametrize(("suffix", "code"), [("avi", "MJPG"), ("mp4", "mp4v")])
 @pytest.mark.parametrize(("every", "shown"), [(1.0, [0, 10, 20]), (0.25, [0, 3, 5, 8]), (0, [0, 1, 2, 3]), (60, [0])])
-def test_frames_are_those_of_their_time(
-    tmp_path: Path, suffix: str, code: str, every: float, shown: list[int]
-) -> None:
+def test_frames_are_those_of_their_time(tmp_path: Path, suffix: str, code: str, every: float, shown: list[int]) -> None:
     found = list(frames(video(tmp_path / f"drive.{suffix}", code=code), every))
     assert [round(frame.time * RATE) for frame in found][: len(shown)] == shown
     for frame in found:
