@@ -109,14 +109,38 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError("ADAPTER", f"no {CONFIG}", where=str(folder), fix="name the folder of a finished run")
     try:
-        meta: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        missing = {"classes", "base", "mode", "preprocessing"} - meta.keys()
-        missing |= {f"base.{key}" for key in ("name", "weights", "sha256") if key not in meta.get("base", {})}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as e:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError("ADAPTER", f"not readable json ({e})", where=str(file), why="it was damaged") from e
+    faults = _faults(meta)
+    if faults:
+        raise CheckpointError("ADAPTER", "; ".join(faults), where=str(file), why="it was damaged")
+    return dict(meta)
+
+
+def _faults(meta: Any) -> list[str]:
+    """What is missing of a description, or of another kind than it must be."""
+    if not isinstance(meta, dict):
+        return [f"it holds a {type(meta).__name__}, no description"]
+    missing = sorted({"classes", "base", "mode", "preprocessing"} - meta.keys())
     if missing:
-        raise CheckpointError("ADAPTER", f"lacks {', '.join(sorted(missing))}", where=str(file), why="it was damaged")
-    return meta
+        return [f"lacks {', '.join(missing)}"]
+    classes, base, thresholds = meta["classes"], meta["base"], meta.get("thresholds")
+    right = {
+        "classes": isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes),
+        "mode": isinstance(meta["mode"], str),
+        "preprocessing": isinstance(meta["preprocessing"], dict),
+        "thresholds": not thresholds or (isinstance(thresholds, dict) and all(map(_is_score, thresholds.values()))),
+        "base": isinstance(base, dict),
+    }
+    wrong = [f"{key} is of the wrong kind" for key, fine in right.items() if not fine]
+    keys = ("name", "weights", "sha256") if isinstance(base, dict) else ()
+    lacks = [f"base.{key}" for key in keys if not isinstance(base.get(key), str)]
+    return wrong + ([f"lacks {', '.join(lacks)}"] if lacks else [])
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def load_run(folder: Path, overrides: Sequence[str] = ()) -> LoadedRun:

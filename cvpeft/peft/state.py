@@ -156,6 +156,8 @@ def _refuse(file: Path, faults: list[str]) -> None:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise CheckpointError("FILE", "it is a folder, a pipe or a device, not a file", where=str(file))
     try:
         with safe_open(file, framework="pt") as source:
             metadata = dict(source.metadata() or {})

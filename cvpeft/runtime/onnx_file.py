@@ -22,7 +22,7 @@ from cvpeft.errors import DataError, ResourceError
 __all__ = ["check_file", "first_line", "memory_fault", "memory_limit", "open_session", "too_much"]
 
 LARGEST = 2**31 - 1  # bytes; protobuf reads no larger message
-MOST_FIELDS = 5_000_000  # of a protobuf message; a detector's has some ten thousand
+MOST_FIELDS = 1_000_000  # of a protobuf message; a large detector's has some ten thousand
 NO_MODEL = "it is damaged, cut off, or no ONNX file"
 MEMORY = "CVPEFT_MEMORY_MB"  # environment: what the graphs of this process may allocate together
 

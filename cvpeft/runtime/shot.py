@@ -45,6 +45,8 @@ class Shot:
 
 def read_shot(file: Path) -> Shot:
     """What the EXIF block of a photograph says; never raises for what stands in the file."""
+    if not file.is_file():  # a pipe would be waited for
+        return Shot()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
