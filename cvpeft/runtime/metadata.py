@@ -105,7 +105,7 @@ def _signature_faults(session: Any, found: Mapping[str, Any]) -> list[str]:
     elif [one[:2] for one in inputs] != [("images", kind)]:
         listed = ", ".join(f"{name} {kind}" for name, kind, _ in inputs) or "none"
         faults.append(f"its inputs are {listed[:LONGEST_NAME]}, not images {kind}")
-    elif not _fits(inputs[0][2], size if isinstance(size, list) else [], last=layout == "NHWC"):
+    elif not _fits(inputs[0][2], size if isinstance(size, list) else [], last=layout == "NHWC", free=_is_free(found)):
         faults.append(f"input_size is {_short(size)}, but the input's shape is {_short(inputs[0][2])}")
     elif isinstance(inputs[0][2][0], int) and inputs[0][2][0] != 1:
         faults.append(f"it takes batches of exactly {inputs[0][2][0]} images")
@@ -114,12 +114,19 @@ def _signature_faults(session: Any, found: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _fits(shape: list[Any], size: list[Any], *, last: bool) -> bool:
-    """Whether an input takes images of `size`; a side that is a name takes any."""
+def _is_free(found: Mapping[str, Any]) -> bool:
+    """Whether the file says that it takes inputs of any size."""
+    axes = found.get("dynamic_axes")
+    return isinstance(axes, dict) and str(axes.get("height")).startswith("free")
+
+
+def _fits(shape: list[Any], size: list[Any], *, last: bool, free: bool) -> bool:
+    """Whether an input takes images of `size`; free: its sides may be names, which any number can take the place of."""
     wanted = [*size, 3] if last else [3, *size]
     if len(shape) != 1 + len(wanted):
         return False
-    return all(not isinstance(side, int) or side == want for side, want in zip(shape[1:], wanted, strict=True))
+    pairs = zip(shape[1:], wanted, strict=True)
+    return all(side == want or (free and not isinstance(side, int)) for side, want in pairs)
 
 
 def _is_size(value: Any, most: int) -> bool:
