@@ -50,14 +50,14 @@ def running(detector: Detector, limits: Limits | None = None, names: Any = LOCAL
         server = http_server(create_app(detector, limits, names=names))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [ears]})
         thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
             yield ears.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
     assert not thread.is_alive()
 
 
@@ -71,7 +71,7 @@ def ask(
     headers: dict[str, str] | None = None,
 ) -> Answer:
     """body: bytes, or an iterable of them, which is sent in chunks without a length."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     given = ({} if body is None else {"Content-Type": kind}) | (headers or {})
     try:
         method = method or ("GET" if body is None else "POST")
@@ -84,7 +84,7 @@ def ask(
 
 def say(port: int, *parts: bytes, hang_up: bool = False) -> Answer:
     """Bytes as they are on a bare connection, and what comes back; hang_up: say no more before the answer."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         for part in parts:
             connection.sendall(part)
         if hang_up:

@@ -52,7 +52,7 @@ def test_it_serves_without_writing_a_byte_and_stops_on_ctrl_c(model: Path, tmp_p
         assert ask(port, body=b"x" * 30_000_000).status == 413
         assert list(tmp_path.iterdir()) == []
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=20)
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert told == "stopped\n"
     assert list(tmp_path.iterdir()) == []
@@ -61,7 +61,7 @@ def test_it_serves_without_writing_a_byte_and_stops_on_ctrl_c(model: Path, tmp_p
 def test_it_stops_when_it_is_terminated(model: Path, tmp_path: Path) -> None:
     with started(model, folder=tmp_path) as (process, _, _):
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
 
 
 def test_other_machines_are_let_in_with_a_warning(model: Path, tmp_path: Path) -> None:
