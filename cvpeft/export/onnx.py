@@ -1,4 +1,4 @@
-"""A detector -> one ONNX file that says itself how it is to be fed. The only file that imports onnx and its relatives.
+"""A detector -> one ONNX file that says itself how it is to be fed. With quantize.py the only file that imports onnx.
 
 The file's contract: input `images` (batch, 3, H, W) float32, or (batch, H, W, 3) uint8, RGB, 0..255, letterboxed; the
 number of images is free, H and W are fixed. Outputs `boxes` (batch, K, 4) float32 xyxy in pixels of the input, `scores`

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 from pycocotools.coco import COCO
+from safetensors.torch import load_file, save_file
 
 from cvpeft.detector.saved import run_folder
-from cvpeft.errors import ConfigError
+from cvpeft.errors import ConfigError, ParityError
 from cvpeft.eval import plots
+from cvpeft.export import quantize
 from cvpeft.export.run import export_onnx_run
+from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.study import job
 from tests.helpers import ellipses
 
@@ -85,6 +91,61 @@ def test_the_export_of_a_trained_run_is_proven_against_its_real_merge(there: Pat
     assert 0 < merging["max_feature_difference"] <= 1e-5
     assert merging["max_feature_difference"] < merging["max_bf16_difference"] < merging["max_feature"]
     assert 0 < merging["max_double_difference"] <= 1e-6 * merging["max_feature"]
+    ap = proof["ap"]
+    assert (ap["split"], ap["images"]) == ("val", 4)
+    assert ap["difference"] == abs(ap["torch"] - ap["onnx"]) <= ap["allowed"] == 0.0005
+
+
+def test_int8_is_scored_and_timed_in_every_form_and_one_is_kept(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = job.export_job(there / "runs/tiny", "int8", ["export.int8_max_ap_drop=1", "export.int8_images=6"])
+    told = capsys.readouterr().out
+    proof = json.loads(file.with_name("parity_int8.json").read_text())
+    assert list(proof["forms"]) == ["fp32", "static", "dynamic"]
+    assert all(re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+x", told, re.MULTILINE) for name in proof["forms"])
+    assert told.count("  kept\n") == 1
+    about, plain = (Detector(path).metadata for path in (file, file.with_name("model.onnx")))
+    assert about.items() > plain.items()
+    kept = min(("static", "dynamic"), key=lambda form: proof["forms"][form]["ms"])
+    assert about["precision"] == proof["precision"] == f"int8 {kept}"
+    assert about["calibration_images"] == (6 if kept == "static" else 0)
+    assert (about["fp32_AP"], about["int8_AP"]) == tuple(proof["forms"][form]["AP"] for form in ("fp32", kept))
+    assert proof["model_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_int8_that_loses_too_much_leaves_an_older_file_alone(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = there / "runs/tiny/export"
+    (folder / "model_int8.onnx").write_bytes(b"old model")
+    (folder / "parity_int8.json").write_text("old figures")
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    aps = iter((0.5, 0.48, 0.45))
+    monkeypatch.setattr(quantize, "onnx_ap", lambda *_, **__: {"coco": {"AP": next(aps), "AP50": 0.9}})
+    monkeypatch.setattr(quantize, "export_onnx_run", lambda *_, **__: pytest.fail("model.onnx was proven already"))
+    with pytest.raises(ParityError, match=r"static 0\.4800 \(-0\.0200.* dynamic 0\.4500 \(-0\.0500.*0\.01 may be lost"):
+        job.export_job(there / "runs/tiny", "int8", ())
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["data.size=[64, 128]", "adapter", "parity.json"])
+def test_int8_is_made_of_a_file_that_was_proven_for_this_run(
+    there: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    run = there / "runs" / "changed"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(there / "runs/tiny", run)
+    if change == "parity.json":
+        (run / "export" / change).write_text('{"model_sha256": "0"}')
+    elif change == "adapter":
+        file = run / "adapter/adapter_model.safetensors"
+        save_file({key: value * 1.5 for key, value in load_file(file).items()}, file)
+
+    def export(folder: Path, **_: object) -> Path:
+        raise InterruptedError(folder)
+
+    monkeypatch.setattr(quantize, "export_onnx_run", export)
+    with pytest.raises(InterruptedError, match="changed"):
+        job.export_job(run, "int8", [change] if "=" in change else ())
 
 
 def test_a_config_and_its_overrides_name_the_run(there: Path) -> None:
