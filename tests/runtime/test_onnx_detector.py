@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from cvpeft.errors import DataError
-from cvpeft.runtime.onnx_detector import Detector
+from cvpeft.runtime.onnx_detector import Detector, Loaded
 
 SIZE = (96, 128)
 K = 3
@@ -132,7 +132,7 @@ def test_a_photo_decoded_at_a_fraction_gives_boxes_of_its_full_size(file):
     detector = Detector(file)
     assert detector.least == SIZE
     assert Detector(file, canvas="photo").least is None
-    found = detector.detect(white(96, 256), (192, 512))
+    (found,) = detector([Loaded(white(96, 256), (192, 512))])
     np.testing.assert_allclose(found.boxes, [(40, 24, 200, 144), (256, 0, 512, 192)], atol=1e-4)
 
 

@@ -39,7 +39,7 @@ class _OneStageGraph(InferenceGraph):
         scores = self.scores(outputs)
         K = scores.shape[-1]
         anchors = [grid(*m.shape[-2:]) for grid, m in zip(self.grids, features.values(), strict=True)]
-        parts = [x.split([len(level) for level in anchors], dim=1) for x in (scores, outputs["bbox_regression"])]
+        parts = [x.split([level.shape[0] for level in anchors], dim=1) for x in (scores, outputs["bbox_regression"])]
         levels = [self._level(size, *part) for part in zip(*parts, anchors, strict=True)]
         boxes, scores, labels = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))  # (B, M, 4), (B, M), (B, M)
         if not self.suppresses:
