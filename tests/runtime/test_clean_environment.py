@@ -26,12 +26,13 @@ def run(*command: str | Path, cwd: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_packages_are_enough(tmp_path: Path) -> None:
-    run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
-    python, constraints = tmp_path / "env" / "bin" / "python", ROOT / "constraints.txt"
-    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*pip, "--constraint", constraints, "numpy", "pillow", "onnxruntime", "hatchling", cwd=tmp_path)
-    run(*pip, "--no-deps", "--no-build-isolation", ROOT, cwd=tmp_path)
-    run(*pip[:3], "uninstall", "--quiet", "--yes", "hatchling", cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    packages = ("numpy", "pillow", "onnxruntime", "hatchling")
+    run(*pip, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", *packages, cwd=tmp_path)
+    run(*pip, "install", "--no-compile", "--no-deps", "--no-build-isolation", ROOT, cwd=tmp_path)
+    run(*pip, "uninstall", "--yes", "hatchling", cwd=tmp_path)
 
     model = model_file(tmp_path / "model.onnx", METADATA, boxes=BOXES, scores=[0.6, 0.3, 0], labels=[1, 2, 0])
     placed(tmp_path / "photos" / "a.jpg")
