@@ -1,0 +1,68 @@
+"""Every head on every kind of backbone: one file, any batch, the boxes of torch; any size where the backbone can."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvpeft.config import schema
+from cvpeft.detector.build import build_detector
+from cvpeft.export.onnx import Form, export_onnx
+from cvpeft.export.score import as_prediction
+from cvpeft.export.verify import Tolerance, compare, predict_torch
+from cvpeft.runtime.onnx_detector import Detector
+from tests.export.stand_in import CLASSES, HEADS, scenes, spread
+
+SIZE = (96, 128)
+BACKBONES = {
+    "vit": "vit_tiny_patch16_224",
+    "dinov3": "vit_small_patch16_dinov3",
+    "convnext": "convnext_atto",
+    "swin": "swin_tiny_patch4_window7_224",
+}
+TOLERANCE = Tolerance(threshold=0.05)
+
+
+def detector(head: str, backbone: str) -> nn.Module:
+    """Random, with heads whose boxes and scores differ."""
+    made = schema.Settings.model_validate(
+        {
+            "data": {"size": SIZE},
+            "backbone": {"name": BACKBONES[backbone], "weights": "none", "neck_width": 32},
+            "detector": {"head": head, "head_width": 32, "proposals": 60, "score_threshold": 0.02},
+        }
+    )
+    return spread(build_detector(made, CLASSES)).eval()
+
+
+def same(model: nn.Module, file: Path, images: Tensor, batch: int) -> int:
+    """The number of boxes that were compared, in batches of one size."""
+    found = [one for part in images.split(batch) for one in Detector(file).raw(part.numpy())]
+    agreement = compare(
+        predict_torch(model, list(images)), [as_prediction(one) for one in found], threshold=TOLERANCE.threshold
+    )
+    assert agreement.within(TOLERANCE), agreement
+    return agreement.boxes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "backbone"), list(product(HEADS, BACKBONES)))
+def test_any_batch_gives_the_boxes_of_torch(head: str, backbone: str, tmp_path: Path) -> None:
+    model, images = detector(head, backbone), scenes(8, seed=3)[0]
+    file = export_onnx(model, tmp_path / "model.onnx", classes=CLASSES)
+    assert all(same(model, file, images, batch) >= 20 for batch in (1, 2, 3, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_a_convnext_takes_any_size(head: str, tmp_path: Path) -> None:
+    model, images = detector(head, "convnext"), scenes(3, seed=3)[0]
+    file = export_onnx(model, tmp_path / "model.onnx", classes=CLASSES, form=Form(free_size=True))
+    for size in ((96, 128), (64, 192), (160, 160)):
+        model.transform.size = size  # type: ignore[union-attr,assignment]
+        resized = nn.functional.interpolate(images.float(), size).to(torch.uint8)
+        assert same(model, file, resized, 2) >= 5
