@@ -40,7 +40,7 @@ from cvpeft.export.score import onnx_ap, proof_data, spread
 from cvpeft.files import replacing, sync
 from cvpeft.runtime.onnx_detector import Detector
 
-__all__ = ["Form", "best_form", "decoding_apart", "make_forms", "quantize_run"]
+__all__ = ["Scored", "best_form", "decoding_apart", "make_forms", "quantize_run"]
 
 NAME = "model_int8.onnx"
 FLOAT = "fp32"
@@ -54,7 +54,7 @@ COMMON = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QI
 
 
 @dataclass(frozen=True)
-class Form:
+class Scored:
     """What one file does on the images that it was scored on; ms: median of one network input on this machine."""
 
     AP: float
@@ -210,7 +210,7 @@ def _quiet() -> Iterator[None]:
 # Which form is kept
 
 
-def _measured(loaded: LoadedRun, files: Mapping[str, Path], data: CocoData) -> dict[str, Form]:
+def _measured(loaded: LoadedRun, files: Mapping[str, Path], data: CocoData) -> dict[str, Scored]:
     """AP of every file, and its time, measured in turn on one input."""
     d, batch = loaded.settings.data, loaded.settings.eval.batch
     scores = {form: onnx_ap(file, data, d.size, d.canvas, batch=batch)["coco"] for form, file in files.items()}
@@ -222,12 +222,12 @@ def _measured(loaded: LoadedRun, files: Mapping[str, Path], data: CocoData) -> d
     calls = {form: partial(Detector(file, threads=threads).raw, pixels) for form, file in files.items()}
     ms = median_ms(side_by_side(calls, rounds=ROUNDS))
     return {
-        form: Form(scores[form]["AP"], scores[form]["AP50"], ms[form], file.stat().st_size)
+        form: Scored(scores[form]["AP"], scores[form]["AP50"], ms[form], file.stat().st_size)
         for form, file in files.items()
     }
 
 
-def best_form(forms: Mapping[str, Form], allowed: float, where: str) -> str:
+def best_form(forms: Mapping[str, Scored], allowed: float, where: str) -> str:
     """The fastest of those that lose at most `allowed` AP; ParityError with all figures where none does.
 
     forms: by name, FLOAT among them. where: what they were scored on, in words.
@@ -246,7 +246,7 @@ def best_form(forms: Mapping[str, Form], allowed: float, where: str) -> str:
     raise ParityError("INT8", what, why="No INT8 model was written", fix=fix)
 
 
-def _keep(file: Path, folder: Path, about: Mapping[str, Any], forms: Mapping[str, Form]) -> Path:
+def _keep(file: Path, folder: Path, about: Mapping[str, Any], forms: Mapping[str, Scored]) -> Path:
     """Put the file, its description completed, and its figures in place."""
     target = folder / NAME
     with replacing(folder / "parity_int8.json", "the figures") as note, replacing(target, "the model") as part:

@@ -15,6 +15,7 @@ from typing import Any
 import onnxruntime
 
 from cvpeft.errors import DataError
+from cvpeft.runtime.onnx_file import first_line
 
 __all__ = ["CityAdapter", "read_adapter"]
 
@@ -74,7 +75,8 @@ def _check_content(path: Path, sha256: object, shapes: Mapping[str, Shape]) -> N
         content_of = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
         found = {name: tuple(value.shape()) for name, value in content_of.items()}
     except Exception as error:  # onnxruntime's exceptions have no common class of their own
-        raise DataError("ADAPTER", f"ONNX Runtime cannot read it ({error})", where=str(path), fix=FIX) from error
+        what = f"ONNX Runtime cannot read it: {first_line(error).rpartition(') ')[2]}"  # without its C++ signature
+        raise DataError("ADAPTER", what, where=str(path), fix=FIX) from error
     if differing := sorted(name for name, _ in found.items() ^ shapes.items()):
         what = f"{len(set(differing))} tensors are not those of the base, first {differing[0]}"
         raise DataError("ADAPTER", what, where=str(path), fix=FIX)

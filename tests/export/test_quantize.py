@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from cvpeft.errors import ParityError
-from cvpeft.export.quantize import Form, best_form, make_forms
+from cvpeft.export.quantize import Scored, best_form, make_forms
 from cvpeft.export.verify import Tolerance, compare, enough, predict_onnx
 from cvpeft.runtime.onnx_detector import Detector
 from tests.export.stand_in import CLASSES, scenes
@@ -77,18 +77,18 @@ def test_weights_are_of_seven_bits_with_a_scale_per_channel(forms) -> None:
     assert any(name.endswith("_scale") and x.shape == (32,) for name, x in constants.items())
 
 
-FLOAT = Form(AP=0.5, AP50=0.8, ms=100.0, bytes=1)
+FLOAT = Scored(AP=0.5, AP50=0.8, ms=100.0, bytes=1)
 
 
 def test_the_fastest_form_that_holds_its_ap_is_kept() -> None:
-    forms = {"fp32": FLOAT, "static": Form(0.491, 0.8, 60.0, 1), "dynamic": Form(0.499, 0.8, 80.0, 1)}
+    forms = {"fp32": FLOAT, "static": Scored(0.491, 0.8, 60.0, 1), "dynamic": Scored(0.499, 0.8, 80.0, 1)}
     assert best_form(forms, 0.01, "50 images of val") == "static"
     assert best_form(forms, 0.005, "50 images of val") == "dynamic"
-    assert best_form(forms | {"static": Form(0.51, 0.8, 90.0, 1)}, 0.0099, "50 images of val") == "dynamic"
+    assert best_form(forms | {"static": Scored(0.51, 0.8, 90.0, 1)}, 0.0099, "50 images of val") == "dynamic"
 
 
 def test_a_drop_that_is_too_large_is_refused_with_its_figures() -> None:
-    forms = {"fp32": FLOAT, "static": Form(0.4, 0.7, 50.0, 1), "dynamic": Form(0.489, 0.8, 80.0, 1)}
+    forms = {"fp32": FLOAT, "static": Scored(0.4, 0.7, 50.0, 1), "dynamic": Scored(0.489, 0.8, 80.0, 1)}
     with pytest.raises(ParityError) as error:
         best_form(forms, 0.01, "50 images of val")
     for words in ("50 images of val", "0.5000", "static 0.4000 (-0.1000, 2.00 x", "dynamic 0.4890 (-0.0110", "0.01 "):
