@@ -62,6 +62,15 @@ def decode(source: Path | BinaryIO, *, at_least: Size | None = None) -> tuple[np
     at_least: a large JPEG is decoded at 1/2, 1/4 or 1/8 while the upright result stays at least this (height, width).
     Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above MAX_PIXELS.
     """
+    pixels, orientation, full = _stored(source, at_least)
+    turn = TURNS.get(orientation)
+    upright = pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    upright.setflags(write=False)
+    return upright, full
+
+
+def _stored(source: Path | BinaryIO, at_least: Size | None) -> tuple[np.ndarray, int, Size]:
+    """Pixels as they are stored, EXIF orientation, and the upright full size; Pillow's image is freed on return."""
     with _guard(source), Image.open(source, formats=FORMATS) as image:
         _check(image, source)
         orientation = _orientation(image)
@@ -69,11 +78,7 @@ def decode(source: Path | BinaryIO, *, at_least: Size | None = None) -> tuple[np
         if at_least is not None:
             height, width = at_least[::-1] if orientation in SWAPPED else at_least
             image.draft("RGB", (width, height))
-        pixels = _rgb(image)
-    turn = TURNS.get(orientation)
-    upright = pixels if turn is None else np.ascontiguousarray(turn(pixels))
-    upright.setflags(write=False)
-    return upright, full
+        return _rgb(image), orientation, full
 
 
 def upright_size(source: Path | BinaryIO) -> Size:
