@@ -64,7 +64,15 @@ def decode(
     max_pixels: an image with more is refused by its header, before anything is decoded; never above MAX_PIXELS.
     Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above max_pixels.
     """
-    limit = min(max_pixels, MAX_PIXELS)
+    pixels, orientation, full = _stored(source, at_least, min(max_pixels, MAX_PIXELS))
+    turn = TURNS.get(orientation)
+    upright = pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    upright.setflags(write=False)
+    return upright, full
+
+
+def _stored(source: Path | BinaryIO, at_least: Size | None, limit: int) -> tuple[np.ndarray, int, Size]:
+    """Pixels as they are stored, EXIF orientation, and the upright full size; Pillow's image is freed on return."""
     with _guard(source, limit), Image.open(source, formats=FORMATS) as image:
         _check(image, source, limit)
         orientation = _orientation(image)
@@ -72,11 +80,7 @@ def decode(
         if at_least is not None:
             height, width = at_least[::-1] if orientation in SWAPPED else at_least
             image.draft("RGB", (width, height))
-        pixels = _rgb(image)
-    turn = TURNS.get(orientation)
-    upright = pixels if turn is None else np.ascontiguousarray(turn(pixels))
-    upright.setflags(write=False)
-    return upright, full
+        return _rgb(image), orientation, full
 
 
 def upright_size(source: Path | BinaryIO) -> Size:
