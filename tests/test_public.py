@@ -53,10 +53,10 @@ def test_nothing_is_ever_unpickled_or_run_from_a_string() -> None:
     [
         ("albumentations", {"data/transforms.py"}),
         ("pycocotools", {"eval/coco_map.py"}),
-        ("onnx", {"export/onnx.py"}),
+        ("onnx", {"export/onnx.py", "export/quantize.py"}),  # what writes graphs, and what rewrites them
     ],
 )
-def test_one_file_imports_it(package: str, allowed: set[str]) -> None:
+def test_only_these_files_import_it(package: str, allowed: set[str]) -> None:
     pattern = re.compile(rf"^\s*(import|from) {package}\b", re.MULTILINE)
     base = ROOT / "cvpeft"
     found = {str(f.relative_to(base)) for f in base.rglob("*.py") if pattern.search(f.read_text(encoding="utf-8"))}
