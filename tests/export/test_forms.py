@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -55,9 +54,8 @@ def test_half_the_size_computes_with_the_rounded_weights(quick: nn.Module, tmp_p
     assert agrees(halved(quick), half) > 10
 
 
-@pytest.mark.parametrize("takes", ["float32", "uint8"])
-def test_a_free_size_is_every_size(detector: nn.Module, tmp_path: Path, takes: Literal["float32", "uint8"]) -> None:
-    file = export_onnx(detector, tmp_path / "free.onnx", classes=CLASSES, form=Form(takes=takes, free_size=True))
+def test_a_free_size_is_every_size(detector: nn.Module, tmp_path: Path) -> None:
+    file = export_onnx(detector, tmp_path / "free.onnx", classes=CLASSES, form=Form(takes="uint8", free_size=True))
     model = copy.deepcopy(detector)
     boxes = 0
     for size in ((96, 128), (64, 64), (160, 224), (32, 256)):
