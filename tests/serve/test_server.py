@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def no_files() -> None:
-    """In the process to be: not one byte can be written into any file; pipes are none."""
+    """In the process to be: not one byte can be written into any file; pipes are none. Ctrl+C is heard, which a shell's
+    background job, as these tests may be, would not hear."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
