@@ -14,7 +14,7 @@ from cvpeft.detector.device import pick_device
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError
 from cvpeft.eval.predict import predict
-from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.eval.report import thresholds
 from cvpeft.runtime.onnx_detector import (
     Detections,
     Detector,
@@ -28,7 +28,7 @@ from cvpeft.runtime.onnx_detector import (
 )
 from cvpeft.runtime.photos import printable
 from cvpeft.runtime.search import DetectionRun, search
-from cvpeft.runtime.tiles import Canvas, Found
+from cvpeft.runtime.tiles import Canvas, Found, least_size
 from cvpeft.types import Target
 
 __all__ = ["RunDetector", "detect_images", "open_detector"]
@@ -65,12 +65,11 @@ class RunDetector:
         self.model = run.model.to(self.device)
         self.precision = run.settings.eval.precision
         self.classes, self.size, self.canvas = run.classes, run.settings.data.size, canvas or run.settings.data.canvas
-        given: Mapping[str, float] = run.meta.get("thresholds") or {}
-        self.thresholds = {name: given.get(name, DEFAULT_THRESHOLD) for name in run.classes}
+        self.thresholds = thresholds(run.meta)
 
     def load(self, image: Image) -> Loaded:
         """An image as far decoded as this model needs it; raises DataError as `decode` does."""
-        return load_image(image, None if self.canvas == "photo" else self.canvas or self.size)
+        return load_image(image, least_size(self.size, self.canvas))
 
     def __call__(self, images: Sequence[Image], *, threshold: float | None = None, batch: int = 1) -> list[Detections]:
         """Detect in photographs; threshold: lowest score for every class, None: its own. batch: inputs fed at once."""

@@ -23,12 +23,18 @@ from cvpeft.eval.coco_map import CocoScore, score, subset
 from cvpeft.eval.matching import BestF1, Boxes, Matches, best_f1, confusion, gather, match_class
 from cvpeft.files import write_whole
 
-__all__ = ["DEFAULT_THRESHOLD", "Report", "report", "write_report"]
+__all__ = ["DEFAULT_THRESHOLD", "Report", "report", "thresholds", "write_report"]
 
 DEFAULT_THRESHOLD = 0.5  # of a class for which no best one can be known
 MATCH_IOU = 0.5
 
 Report = dict[str, Any]
+
+
+def thresholds(meta: Mapping[str, Any]) -> dict[str, float]:
+    """Class name -> the score that was best on val, of an adapter_config.json; the default where there is none."""
+    given: Mapping[str, float] = meta.get("thresholds") or {}
+    return {name: given.get(name, DEFAULT_THRESHOLD) for name in meta["classes"]}
 
 
 def report(

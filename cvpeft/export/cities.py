@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from cvpeft.detector.bank import AdapterBank
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError, DataError
-from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.eval.report import thresholds
 from cvpeft.export.onnx import export_onnx
 from cvpeft.export.run import about_run, verification_inputs
 from cvpeft.export.verify import Agreement, Tolerance, agreed, enough, predict_onnx, predict_torch
@@ -129,8 +128,3 @@ def _prove(
     reference = predict_torch(merge(loaded.model, partly=True).eval(), images)
     found = predict_onnx(file, images, adapter=adapter)
     return agreed(who, reference, found, enough(reference, tolerance), tolerance)
-
-
-def thresholds(meta: Mapping[str, Any]) -> dict[str, float]:
-    """Class name -> the best score on val, or the default."""
-    return meta.get("thresholds") or dict.fromkeys(meta["classes"], DEFAULT_THRESHOLD)

@@ -137,8 +137,9 @@ def make_forms(source: Path, folder: Path, inputs: np.ndarray) -> dict[str, Path
             files["static"] = _static(plain, folder / "static.onnx", trunk, inputs)
         if linear := [node for node in trunk if node.op_type in LINEAR]:
             files["dynamic"] = _dynamic(plain, folder / "dynamic.onnx", linear)
+    entries = _entries(source)
     for file in files.values():  # the quantiser leaves a mark of its own, which is not JSON
-        _describe(file, file, _entries(source))
+        _describe(file, file, entries)
     return files
 
 

@@ -18,7 +18,7 @@ from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError
-from cvpeft.eval.report import DEFAULT_THRESHOLD
+from cvpeft.eval.report import thresholds
 from cvpeft.export.onnx import Form
 from cvpeft.export.score import proof_data, same_ap, spread
 from cvpeft.export.verify import Tolerance, export_verified
@@ -44,7 +44,6 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     e = loaded.settings.export
     left = unmergeable(loaded.model)
     plain = merge(loaded.model, partly=True).eval()
-    meta = loaded.meta
     form = Form(e.takes, e.weights, e.nms, e.free_size)
     fixed = _fixed_size(loaded, form)
     return export_verified(
@@ -53,7 +52,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         run / "export",
         verification_inputs(loaded, e.verify_images),
         classes=loaded.classes,
-        score_thresholds=meta.get("thresholds") or dict.fromkeys(loaded.classes, DEFAULT_THRESHOLD),
+        score_thresholds=thresholds(loaded.meta),
         metadata=about_run(loaded)
         | {"merged": not left, "methods_in_graph": sorted({name.split(" at ")[0] for name in left}), **fixed},
         form=form,

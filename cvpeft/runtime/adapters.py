@@ -15,6 +15,7 @@ from typing import Any
 import onnxruntime
 
 from cvpeft.errors import DataError
+from cvpeft.runtime.metadata import are_thresholds
 from cvpeft.runtime.onnx_file import first_line
 
 __all__ = ["CityAdapter", "read_adapter"]
@@ -43,7 +44,7 @@ def read_adapter(path: Path, *, base: str, classes: Sequence[str], shapes: Mappi
         what = f"it was made for base {str(about['base_sha256'])[:12]}, this one is {base[:12]}"
         raise DataError("ADAPTER", what, where=str(path), why="on another base it finds nonsense", fix=FIX)
     thresholds = about["score_thresholds"]
-    if not isinstance(thresholds, dict) or not all(_is_score(thresholds.get(name)) for name in classes):
+    if not are_thresholds(thresholds, classes):
         what = f"score_thresholds is {thresholds!r}, without a number for each of {', '.join(classes)}"
         raise DataError("ADAPTER", what[:300], where=str(path.with_suffix(".json")), fix=FIX)
     _check_content(path, about["adapter_sha256"], shapes)
@@ -86,7 +87,3 @@ def _loaded(path: Path) -> Any:
     handle = onnxruntime.LoraAdapter()
     handle.Load(str(path))
     return handle
-
-
-def _is_score(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1

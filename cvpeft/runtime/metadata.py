@@ -6,14 +6,14 @@ import json
 import math
 import reprlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import MAX_PIXELS
 
-__all__ = ["OUTPUTS", "foreign", "read_metadata"]
+__all__ = ["OUTPUTS", "are_thresholds", "foreign", "read_metadata"]
 
 OUTPUTS = ("boxes", "scores", "labels", "num")
 NEEDED = (
@@ -82,9 +82,14 @@ def _class_faults(found: Mapping[str, Any]) -> list[str]:
         return [f"classes is {_short(classes)}, not a list of names"]
     if len(set(classes)) < len(classes):
         return [f"classes is {_short(classes)}, in which a name stands twice"]
-    if not isinstance(thresholds, dict) or not all(_is_score(thresholds.get(name)) for name in classes):
+    if not are_thresholds(thresholds, classes):
         return [f"score_thresholds is {_short(thresholds)}, without a number for each class in 0..1"]
     return []
+
+
+def are_thresholds(value: Any, classes: Sequence[str]) -> bool:
+    """Whether it holds a score in 0..1 for each class."""
+    return isinstance(value, dict) and all(_is_score(value.get(name)) for name in classes)
 
 
 def _nms_faults(nms: Any) -> list[str]:

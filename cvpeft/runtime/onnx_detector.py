@@ -23,7 +23,7 @@ from cvpeft.runtime.image import Letterbox, Size, decode
 from cvpeft.runtime.metadata import OUTPUTS, read_metadata
 from cvpeft.runtime.nms import suppress
 from cvpeft.runtime.onnx_file import first_line, memory_fault, open_session, too_much
-from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join
+from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join, least_size
 from cvpeft.runtime.video import Frame, frames
 
 __all__ = ["Detections", "Detector", "Image", "Loaded", "chosen", "grouped", "load_image", "tiles_of"]
@@ -125,7 +125,7 @@ class Detector:
     @property
     def least(self) -> Size | None:
         """(height, width) that a decoded photo must keep; None: its full size."""
-        return None if self.canvas == "photo" else self.canvas or self.size
+        return least_size(self.size, self.canvas)
 
     def frames(
         self, video: str | Path, *, every: float = 1.0, threshold: float | None = None

@@ -16,12 +16,17 @@ import numpy as np
 
 from cvpeft.runtime.image import Letterbox, Size, fit, resize
 
-__all__ = ["Canvas", "Found", "TiledPhoto", "join"]
+__all__ = ["Canvas", "Found", "TiledPhoto", "join", "least_size"]
 
 Canvas = Size | Literal["photo"]  # "photo": each photo's own size, nothing is scaled
 OVERLAP = 0.25  # least part of a tile's side that its neighbour sees too; what is smaller is whole in one of them
 EDGE = 2.0  # pixels of the network input: a box that comes as close to a tile's inner side may go on behind it
 SAME = 0.5  # IoU, where both tiles look, from which two boxes are one object
+
+
+def least_size(size: Size, canvas: Canvas | None) -> Size | None:
+    """(height, width) that a decoded photo must keep for tiles of `size`; None: its full size."""
+    return None if canvas == "photo" else canvas or size
 
 
 @dataclass(frozen=True)

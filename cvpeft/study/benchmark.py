@@ -9,7 +9,6 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
@@ -81,7 +80,7 @@ def _onnx_forms(run: Path, image: Tensor) -> dict[str, Callable[[], object]]:
 def _switch(runs: Sequence[Path], rounds: int) -> float:
     bank = AdapterBank({str(run): run for run in runs})
     names = cycle(bank.names[1:] + bank.names[:1])
-    return float(np.median(side_by_side({"switch": lambda: bank.use(next(names))}, rounds=rounds)["switch"]))
+    return median_ms(side_by_side({"switch": lambda: bank.use(next(names))}, rounds=rounds))["switch"]
 
 
 def _about(loaded: LoadedRun, rounds: int) -> str:
