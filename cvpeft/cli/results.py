@@ -27,13 +27,16 @@ def _eval(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--data", type=Path, action="append", default=[], metavar="JSON", help="other COCO json files to score"
     )
+    parser.add_argument(
+        "--review", action="store_true", help="review.html too: where the run and the labels disagree, in pictures"
+    )
     add_overrides(parser)
 
 
 def run_eval(args: argparse.Namespace) -> int:
     from cvpeft.study.job import eval_job
 
-    eval_job(args.run, args.split, args.data, args.overrides)
+    eval_job(args.run, args.split, args.data, args.overrides, review=args.review)
     return 0
 
 

@@ -16,17 +16,29 @@ from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
 from cvpeft.detector.device import pick_device
 from cvpeft.detector.saved import load_run, read_config
+from cvpeft.eval.gallery import write_gallery
 from cvpeft.eval.predict import latency, predict
 from cvpeft.eval.report import Report, report, write_report
+from cvpeft.eval.review import review
 
 __all__ = ["evaluate", "evaluate_run", "read_thresholds"]
 
+SEEN = "The run was trained on these photographs, and has learned some of their faults."
 
-def evaluate_run(run: Path, *, split: str = "test", files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> Path:
+
+def evaluate_run(
+    run: Path,
+    *,
+    split: str = "test",
+    files: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    reviewed: bool = False,
+) -> Path:
     """Score a run folder and return the folder with metrics.json, per_class.csv, predictions.json and the plots.
 
     split: which data of the run's config. files: COCO json files to score instead; the figures then lie under the
-    files' names and a short digest of their paths, apart from those of the splits.
+    files' names and a short digest of their paths, apart from those of the splits. reviewed: review.html
+    and review.json are written too, see `review`.
     """
     loaded = load_run(run, overrides)
     settings, classes = loaded.settings, loaded.classes
@@ -36,6 +48,11 @@ def evaluate_run(run: Path, *, split: str = "test", files: Sequence[Path] = (), 
     folder = run / "eval" / (_name(files) if files else split)
     result["files"] = [str(file) for file in files or getattr(settings.data, split)]
     write_report(folder, result, found)
+    if reviewed:
+        limits = {name: row["threshold"] for name, row in result["per_class"].items()}
+        disagreements = review(data.ground_truth(), found, classes, limits)
+        note = SEEN if split == "train" and not files else ""
+        write_gallery(folder, data, disagreements, title=f"{run.name} and its labels", note=note)
     return folder
 
 

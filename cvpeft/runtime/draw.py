@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["colour", "draw"]
+__all__ = ["colour", "draw", "frame"]
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -48,7 +48,7 @@ def draw(
     letters = max(11, round(min(picture.size) / 32))
     order = np.argsort(np.asarray(scores, dtype=float), kind="stable")
     for i in order:
-        _frame(pen, boxes[i].tolist(), colour(int(labels[i])), line)
+        frame(pen, boxes[i].tolist(), colour(int(labels[i])), line)
     for i in order:
         font, name = _written(names[i], int(labels[i]), letters)
         _tag(pen, boxes[i].tolist(), f"{name} {scores[i]:.2f}", colour(int(labels[i])), font, picture.size)
@@ -62,7 +62,7 @@ def colour(label: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _frame(pen: ImageDraw.ImageDraw, box: Sequence[float], ink: Colour, line: int) -> None:
+def frame(pen: ImageDraw.ImageDraw, box: Sequence[float], ink: Colour, line: int) -> None:
     x1, y1, x2, y2 = box
     pen.rectangle((x1 - 1, y1 - 1, max(x1, x2) + 1, max(y1, y2) + 1), outline=BLACK, width=line + 2)
     pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=ink, width=line)

@@ -73,10 +73,15 @@ def _make(config: Path) -> None:
         export_weights_run(folder)
 
 
-def eval_job(source: Path, split: str, files: Sequence[Path], overrides: Sequence[str]) -> Path:
+def eval_job(
+    source: Path, split: str, files: Sequence[Path], overrides: Sequence[str], *, review: bool = False
+) -> Path:
     """Score a run, named by its folder or by its config; returns the folder with the figures."""
-    folder = evaluate_run(_run_of(source, overrides), split=split, files=files, overrides=overrides)
+    run = _run_of(source, overrides)
+    folder = evaluate_run(run, split=split, files=files, overrides=overrides, reviewed=review)
     _tell(folder)
+    if review:
+        print(f"where the run and the labels disagree: {_short(folder / 'review.html')}")
     return folder
 
 

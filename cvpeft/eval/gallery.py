@@ -1,0 +1,107 @@
+"""The disagreements of a run and the labels as pictures on one page, and as json."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cvpeft.data.coco import CocoData, ImageRecord
+from cvpeft.eval.review import KINDS, Finding
+from cvpeft.files import write_whole
+from cvpeft.html import escape, page, picture
+from cvpeft.runtime.draw import colour, frame
+from cvpeft.runtime.image import decode
+
+__all__ = ["write_gallery"]
+
+SHOWN = 48  # pictures of a kind
+SIDE = 320  # pixels of a picture on the page
+CONTEXT = 3.0  # sides of the box that a picture shows
+LEAST = 128  # pixels of the photo that a picture shows at least
+WHITE = (255, 255, 255)
+
+
+def write_gallery(
+    folder: Path, data: CocoData, found: Mapping[str, Sequence[Finding]], *, title: str, note: str = ""
+) -> tuple[Path, Path]:
+    """Write review.html, with the first SHOWN findings of each kind as pictures, and review.json with all of them.
+
+    Each file replaces its forerunner as a whole. note: a sentence for the head of the page.
+    Raises ResourceError where that fails, DataError for an image that cannot be decoded.
+    """
+    images = {image.id: image for image in data.images}
+    rows = [
+        {**asdict(finding), "file_name": images[finding.image_id].file_name, "domain": images[finding.image_id].domain}
+        for findings in found.values()
+        for finding in findings
+    ]
+    top = {kind: list(findings[:SHOWN]) for kind, findings in found.items()}
+    pictures = _pictures(images, data.classes, [finding for findings in top.values() for finding in findings])
+    parts = [f'<p class="quiet">{escape(note)} White: the labels. In colour: what the picture is about.</p>']
+    for kind, findings in top.items():
+        parts.append(
+            f"<h2>{escape(kind)}: {len(found[kind])}</h2>\n<p>{escape(KINDS[kind])}{_first(kind, found, top)}</p>"
+        )
+        parts.append(f'<div class="cards">{"".join(_card(pictures[f], f, images[f.image_id]) for f in findings)}</div>')
+    html, table = folder / "review.html", folder / "review.json"
+    write_whole(table, json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(html, page(title, "\n".join(parts)))
+    return html, table
+
+
+def _first(kind: str, found: Mapping[str, Sequence[Finding]], top: Mapping[str, Sequence[Finding]]) -> str:
+    return f" The first {len(top[kind])} are shown." if len(top[kind]) < len(found[kind]) else ""
+
+
+def _card(image: str, finding: Finding, record: ImageRecord) -> str:
+    told = {
+        "unlabelled": f"{finding.name} {finding.score:.2f}",
+        "other name": f"{finding.name} {finding.score:.2f}, labelled {finding.label}",
+        "other place": f"{finding.name} {finding.score:.2f}, IoU {finding.iou:.2f}",
+        "missed": f"{finding.label}, best score {finding.score:.2f}",
+    }[finding.kind]
+    x, y, w, h = (round(side) for side in finding.box)
+    where = f"{record.file_name}, {w} x {h} px at ({x}, {y})"
+    return f"<figure>{image}<figcaption>{escape(told)}<span>{escape(where)}</span></figcaption></figure>"
+
+
+def _pictures(
+    images: Mapping[int, ImageRecord], classes: Sequence[str], findings: Sequence[Finding]
+) -> dict[Finding, str]:
+    """Each photo is decoded once, however many findings lie in it."""
+    by_image: dict[int, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_image[finding.image_id].append(finding)
+    return {
+        finding: picture(_crop(pixels, images[number], finding, classes), f"{finding.kind}: {finding.name}")
+        for number, own in by_image.items()
+        for pixels in (decode(images[number].path)[0],)
+        for finding in own
+    }
+
+
+def _crop(pixels: np.ndarray, record: ImageRecord, finding: Finding, classes: Sequence[str]) -> Image.Image:
+    """The square around the finding, with the labels that lie in it."""
+    x, y, w, h = finding.box
+    side = max(CONTEXT * max(w, h), LEAST)
+    left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
+    edges = (round(left), round(top), round(left + side), round(top + side))  # black beyond the photo
+    cut = Image.fromarray(pixels).crop(edges).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    pen, scale = ImageDraw.Draw(cut), SIDE / side
+    for box in record.boxes.tolist():
+        frame(pen, _on_cut(box, left, top, scale), WHITE, 1)
+    label = finding.label if finding.kind == "missed" else finding.name
+    frame(pen, _on_cut(finding.box, left, top, scale), colour(classes.index(label) + 1), 2)
+    return cut
+
+
+def _on_cut(box: Sequence[float], left: float, top: float, scale: float) -> list[float]:
+    """x y w h of the photo -> x1 y1 x2 y2 of the picture."""
+    x, y, w, h = box
+    return [(x - left) * scale, (y - top) * scale, (x + w - left) * scale, (y + h - top) * scale]
