@@ -102,7 +102,7 @@ def _of_image(
             open_labels[nearest] = False
             yield finding("other place", shown, row, truth.labels[nearest], score, float(near[nearest]))
     everything = iou(detections.boxes, truth.boxes, truth.crowd)  # weak detections too
-    for row in np.flatnonzero(open_labels):
+    for row in np.flatnonzero(open_labels).tolist():
         seen = detections.scores[everything[:, row] >= SAME_PLACE]
         score, best = float(seen.max(initial=0.0)), float(everything[:, row].max(initial=0.0))
         yield finding("missed", truth, row, truth.labels[row], score, best)
