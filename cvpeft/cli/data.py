@@ -1,4 +1,4 @@
-"""Commands that make and change data sets: data render, data import, data split."""
+"""Commands that make and change data sets: data render, data import, data merge, data split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _data(commands: argparse._SubParsersAction) -> None:
     about = "Make data: render street scenes, import the labels of other tools, or split a COCO json by street or city."
     parser = add_command(commands, "data", run_render, about, "cvpeft data render --city a --images 400 --seed 0 OUT")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add in (_render, _import, _split):
+    for add in (_render, _import, _merge, _split):
         add(verbs)
 
 
@@ -89,6 +89,28 @@ def _renames(texts: list[str]) -> dict[str, str]:
 def _told(part: Part) -> str:
     boxes = "".join(f", {name} {count}" for name, count in part.boxes.items())
     return f"{part.file}: {part.images} images, {part.negatives} without boxes{boxes}"
+
+
+def _merge(verbs: argparse._SubParsersAction) -> None:
+    about = (
+        "Several COCO json files, one for each city, say, as one: ids anew, classes by name, every image its domain."
+    )
+    example = "cvpeft data merge berlin/train.json lyon/train.json --out train.json"
+    parser = add_command(verbs, "merge", run_merge, about, example)
+    parser.add_argument("json", type=Path, nargs="+", help="they stay as they are")
+    out_help = "a json in a folder above all images, or a new folder for a json and hard links to the images"
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON_OR_FOLDER", help=out_help)
+    parser.add_argument("--copy", action="store_true", help="copy the images instead of linking them")
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    from cvpeft.data.convert.merge import merge_jsons
+
+    part, notes = merge_jsons(args.json, args.out, copy=args.copy)
+    for note in notes:
+        print(note)
+    print(_told(part))
+    return 0
 
 
 def _split(verbs: argparse._SubParsersAction) -> None:
