@@ -58,6 +58,7 @@ def _import(verbs: argparse._SubParsersAction) -> None:
     skip_help = "skip: leave out images with a fault, with a count, where all are refused otherwise"
     parser.add_argument("--on-fault", choices=("error", "skip"), default="error", help=skip_help)
     parser.add_argument("--negatives", action="store_true", help="images without a label file show nothing")
+    parser.add_argument("--join", action="store_true", help="all splits into data.json, for cvpeft data split")
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -65,7 +66,7 @@ def run_import(args: argparse.Namespace) -> int:
 
     made = import_labels(
         args.source, args.out, form=args.form, rename=_renames(args.map), copy=args.copy,
-        skip=args.on_fault == "skip", negatives=args.negatives,
+        skip=args.on_fault == "skip", negatives=args.negatives, join=args.join,
     )  # fmt: skip
     print(f"format: {made.form}")
     for note in made.notes:

@@ -19,6 +19,7 @@ from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree, split_of
 from cvpeft.data.convert.writer import Part, write_set
 from cvpeft.data.faults import raise_faults
+from cvpeft.data.split import ROBOFLOW
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size
 
@@ -73,13 +74,18 @@ def import_labels(
     copy: bool = False,
     skip: bool = False,
     negatives: bool = False,
+    join: bool = False,
 ) -> Imported:
     """Write OUT/train.json, val.json, test.json, as far as the source has these splits; OUT/data.json for the rest.
+
+    Where the source has copies that Roboflow made of photos, each image gets the field "photo", the same for all copies
+    of one: they may lie in several splits where an augmented set was uploaded once more.
 
     source: a folder, or one file of labels in it. form: a name of `formats()`, or auto. rename: class of the source ->
     class of the json. copy: see `write_set`. skip: leave out images with a fault, and labels without an image, where
     they are refused otherwise. negatives: images without a label file show nothing, also where the format says no such
-    thing. Every image is opened, so that its size is known to be right.
+    thing. join: all images into data.json, to be split anew; the field "split" keeps the source's.
+    Every image is opened, so that its size is known to be right.
     DataError: the format is unknown, a fault of the source (all are told at once), or `out` is in the way.
     """
     tree = Tree.of(source)
@@ -87,6 +93,9 @@ def import_labels(
     found = chosen.read(tree)
     _take_unlabelled(found, negatives)
     _rename(found, rename or {})
+    _mark_copies(found)
+    if join:
+        _join(found)
     drafts = _drafts(tree, found)
     faults = [*found.faults, *(fault for photo in found.photos for fault in photo.faults)]
     if faults and not skip:
@@ -140,6 +149,20 @@ def _rename(found: Found, new: Mapping[str, str]) -> None:
         photo.labels = [replace(label, name=new.get(label.name, label.name)) for label in photo.labels]
     names = [*found.classes, *([""] if "" in new else [])]
     found.classes = [name for name in dict.fromkeys(new.get(name, name) for name in names) if name]
+
+
+def _mark_copies(found: Found) -> None:
+    stems = {photo.name: PurePosixPath(photo.name).stem for photo in found.photos}
+    if any(ROBOFLOW.search(stem) for stem in stems.values()):
+        for photo in found.photos:
+            photo.fields.setdefault("photo", ROBOFLOW.sub("", stems[photo.name]))
+
+
+def _join(found: Found) -> None:
+    for photo in found.photos:
+        if photo.split:
+            photo.fields.setdefault("split", photo.split)
+            photo.split = ""
 
 
 # Photos

@@ -160,6 +160,10 @@ class Tree:
 def _walk(root: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for link in (path for name in folders if (path := Path(folder, name)).is_symlink()):
+            if not link.resolve().is_relative_to(root):  # one that leads to a folder here adds nothing
+                what, fix = f"the folder is a link to {link.resolve()}", "copy or move that folder to here"
+                raise DataError("PATH", what, where=str(link), why="a data set may only read its own files", fix=fix)
         for name in names:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():

@@ -75,6 +75,14 @@ def test_links_out_of_the_source_are_faults(tmp_path: Path) -> None:
         import_labels(root, tmp_path / "out")
 
 
+def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set", {"train/images/a.jpg": ROW})
+    photo(tmp_path / "elsewhere/b.jpg")
+    (root / "valid").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"valid - the folder is a link to .*elsewhere"):
+        import_labels(root, tmp_path / "out")
+
+
 def test_one_photo_under_two_names_is_a_fault(tmp_path: Path) -> None:
     root = yolo(tmp_path / "set", {"train/images/a.jpg": ROW})
     (root / "train/images/b.jpg").symlink_to(root / "train/images/a.jpg")
