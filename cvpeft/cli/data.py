@@ -1,4 +1,4 @@
-"""Commands that make and change data sets: data render, data import, data merge, data split."""
+"""Commands that make and change data sets: data render, data import, data merge, data autofix, data split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _data(commands: argparse._SubParsersAction) -> None:
     about = "Make data: render street scenes, import the labels of other tools, or split a COCO json by street or city."
     parser = add_command(commands, "data", run_render, about, "cvpeft data render --city a --images 400 --seed 0 OUT")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add in (_render, _import, _merge, _split):
+    for add in (_render, _import, _merge, _autofix, _split):
         add(verbs)
 
 
@@ -111,6 +111,27 @@ def run_merge(args: argparse.Namespace) -> int:
     for note in notes:
         print(note)
     print(_told(part))
+    return 0
+
+
+def _autofix(verbs: argparse._SubParsersAction) -> None:
+    about = "Repair a COCO json into a new one, where that changes no label's meaning, with a log of each change."
+    example = "cvpeft data autofix train.json --out train_fixed.json"
+    parser = add_command(verbs, "autofix", run_autofix, about, example)
+    parser.add_argument("json", type=Path, help="it stays as it is")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="in the json's folder, or above")
+
+
+def run_autofix(args: argparse.Namespace) -> int:
+    from cvpeft.data.convert.autofix import autofix
+
+    fixed = autofix(args.json, args.out)
+    for what, count in fixed.counts.items():
+        print(f"{count} x {what}")
+    print(f"{fixed.file}: {sum(fixed.counts.values())} changes, each in {fixed.log}")
+    if fixed.left is not None:
+        print("what is left has to be corrected by hand, in the new file")
+        raise fixed.left
     return 0
 
 

@@ -53,7 +53,7 @@ class Found:
     """What a source holds.
 
     classes: names in the source's order. faults: of labels that belong to no image. unlabelled: images without a word
-    on what they show. counts: what was put right, or needs to be known, and how often.
+    on what they show. counts: what was put right, or needs to be known, and how often. loose_sizes: see `settle`.
     """
 
     photos: list[Photo] = field(default_factory=list)
@@ -61,6 +61,7 @@ class Found:
     faults: list[DataError] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    loose_sizes: bool = False
 
 
 def hull(xs: Sequence[float], ys: Sequence[float]) -> list[float]:

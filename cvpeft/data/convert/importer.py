@@ -189,14 +189,14 @@ def _drafts(tree: Tree, found: Found) -> dict[str, _Draft]:
                 fault = DataError("TWICE", f"{photo.name} has labels in two places", where=str(tree.root))
                 first.faults.append(fault)
                 raise fault
-            drafts[photo.name] = _draft(photo, size, found.counts, str(tree.root / photo.name))
+            drafts[photo.name] = _draft(photo, size, found, str(tree.root / photo.name))
         except DataError as fault:
             if fault not in photo.faults:  # the reader may have opened the image already
                 photo.faults.append(fault)
     return drafts
 
 
-def _draft(photo: Photo, size: Size, counts: Counter[str], where: str) -> _Draft:
+def _draft(photo: Photo, size: Size, found: Found, where: str) -> _Draft:
     """Appends what is wrong with single labels to the photo's faults; raises what is wrong with all of them."""
     boxes: list[tuple[Label, Box]] = []
     for label in photo.labels:
@@ -207,17 +207,17 @@ def _draft(photo: Photo, size: Size, counts: Counter[str], where: str) -> _Draft
             boxes.append((label, read_box(label.box, label.where)))
         except DataError as fault:
             photo.faults.append(fault)
-    if note := settle(photo.stated, size, [box for _, box in boxes], where):
-        counts[note] += 1
+    if note := settle(photo.stated, size, [box for _, box in boxes], where, loose=found.loose_sizes):
+        found.counts[note] += 1
     kept: list[tuple[Label, Box]] = []
     for label, box in boxes:
         try:
-            inside = _inside(label, box, size, counts)
+            inside = _inside(label, box, size, found.counts)
         except DataError as fault:
             photo.faults.append(fault)
             continue
         if inside and any(other.name == label.name and seen == inside for other, seen in kept):
-            counts[DOUBLE] += 1
+            found.counts[DOUBLE] += 1
         elif inside:
             kept.append((label, inside))
     return _Draft(photo, size, kept)

@@ -14,11 +14,12 @@ SLACK = 2.0  # pixels that a box may leave the image by
 SCALED = 0.01  # sizes whose sides are in one ratio to this part are one image at two scales
 
 
-def settle(stated: Size | None, found: Size, boxes: Sequence[Box], where: str) -> str:
+def settle(stated: Size | None, found: Size, boxes: Sequence[Box], where: str, *, loose: bool = False) -> str:
     """What is to be counted where the image's own size counts in place of the stated one; empty where they agree.
 
     stated, found: (height, width) in the labels, and of the upright image. boxes: x y w h. Raises DataError where the
-    boxes may be in the stated size: the image lies turned by its EXIF, or was scaled after it was labelled.
+    boxes may be in the stated size: the image lies turned by its EXIF, was scaled after it was labelled, or is another.
+    loose: the last is no fault, as the format's tools often write a size that is wrong.
     """
     if stated == found:
         return ""
@@ -35,6 +36,9 @@ def settle(stated: Size | None, found: Size, boxes: Sequence[Box], where: str) -
     if abs(down / across - 1) < SCALED and abs(down - 1) > SCALED:
         why = "the image seems to have been scaled after it was labelled, its boxes not"
         raise DataError("SCALED", sizes, where=where, why=why, fix="take the images that were labelled")
+    if not loose:
+        why = "the boxes may be those of another image, or of this one before it was stretched"
+        raise DataError("IMGSIZE", sizes, where=where, why=why, fix="take the images that were labelled")
     return told
 
 

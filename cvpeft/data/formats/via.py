@@ -36,10 +36,10 @@ def read(tree: Tree) -> Found:
     names: dict[str, None] = {}
     for file in filter(lambda name: _is_via(tree, name), tree.ending(".csv")):
         split = split_of([*PurePosixPath(file).parts[:-1], *PurePosixPath(file).stem.split("_")])
-        for number, row in enumerate(csv.DictReader(io.StringIO(tree.text(file))), 2):
+        for number, row in enumerate(_rows(tree, file), 2):
             where = f"{tree.root / file}:{number}"
             stated = row["filename"] or ""
-            beside = str(PurePosixPath(file).with_name(PurePosixPath(stated).name or "."))
+            beside = str(PurePosixPath(file).parent / PurePosixPath(stated).name)
             image = beside if beside in tree.images_set else tree.match(stated, split)
             if image is None:
                 what = f"the image {stated[:100]!r} is not there, or more than one could be meant"
@@ -66,6 +66,18 @@ def _is_via(tree: Tree, name: str) -> bool:
     except DataError:
         return False
     return {column.strip().strip('#"') for column in head.split(",")} >= COLUMNS
+
+
+def _rows(tree: Tree, file: str) -> list[dict[str, str]]:
+    try:
+        reader = csv.DictReader(io.StringIO(tree.text(file)))
+        reader.fieldnames = [name.strip().lstrip("#") for name in reader.fieldnames or []]  # VIA 1 writes #filename
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError("CSV", f"the csv cannot be read ({error})", where=str(tree.root / file)) from error
+    if lacking := COLUMNS - set(reader.fieldnames):
+        raise DataError("CSV", f"the columns {', '.join(sorted(lacking))} are not there", where=str(tree.root / file))
+    return rows
 
 
 def _size(tree: Tree, image: str) -> tuple[int, int] | None:

@@ -32,7 +32,7 @@ def matches(tree: Tree) -> bool:
 
 
 def read(tree: Tree) -> Found:
-    found = Found()
+    found = Found(loose_sizes=True)
     sets = _image_sets(tree)
     names: dict[str, None] = {}
     seen: set[str] = set()

@@ -170,6 +170,19 @@ def test_faults_of_annotations(tmp_path: Path, change: dict[str, Any], told: str
     assert labels(tmp_path / "out/data.json")["b.jpg"] == [GOOD]
 
 
+def test_a_size_that_is_not_the_images_is_a_fault_unless_the_boxes_refute_it(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    data = coco({"a.jpg": [BOX]}, NAMES)
+    data["images"][0].update(width=64, height=64)
+    write(root / "x.json", data)
+    photo(root / "a.jpg")
+    assert "the labels say 64x64, the upright image has 100x60" in refusal(root)
+    data["annotations"][0]["bbox"] = [70, 10, 20, 30]
+    write(root / "x.json", data)
+    run(root)
+    assert labels(tmp_path / "out/data.json") == {"a.jpg": [("good", [70.0, 10.0, 20.0, 30.0])]}
+
+
 def test_an_image_id_used_twice_spoils_both_images(tmp_path: Path) -> None:
     root = tmp_path / "set"
     data = coco({"a.jpg": [BOX], "b.jpg": [BOX], "c.jpg": [BOX]}, NAMES)

@@ -81,3 +81,14 @@ def test_regions_that_cannot_be_read_are_faults(tmp_path: Path, shape: Any, attr
         import_labels(root, tmp_path / "out")
     import_labels(root, tmp_path / "out", skip=True)
     assert list(labels(tmp_path / "out/data.json")) == ["b.jpg"]
+
+
+def test_a_csv_without_its_columns_is_told(tmp_path: Path) -> None:
+    root = via(tmp_path / "set", ("a.jpg", RECT, {"type": "good"}))
+    text = (root / "via_region_data.csv").read_text()
+    put(root / "via_region_data.csv", text.replace("region_count,", '"region_count,'))
+    with pytest.raises(DataError, match="region_count"):
+        import_labels(root, tmp_path / "out", form="via")
+    put(root / "via_region_data.csv", "#" + text)  # VIA 1
+    import_labels(root, tmp_path / "out")
+    assert list(labels(tmp_path / "out/data.json")) == ["a.jpg"]
