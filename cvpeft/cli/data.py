@@ -1,11 +1,16 @@
-"""Commands that make and change data sets: data render, data split."""
+"""Commands that make and change data sets: data render, data import, data merge, data autofix, data split."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cvpeft.cli.parser import add_command
+from cvpeft.errors import DataError
+
+if TYPE_CHECKING:
+    from cvpeft.data.convert.writer import Part
 
 __all__ = ["add_commands"]
 
@@ -15,10 +20,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _data(commands: argparse._SubParsersAction) -> None:
-    about = "Make data: render street scenes with manhole covers, or split a COCO json by street or city."
+    about = "Make data: render street scenes, import the labels of other tools, or split a COCO json by street or city."
     parser = add_command(commands, "data", run_render, about, "cvpeft data render --city a --images 400 --seed 0 OUT")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add in (_render, _split):
+    for add in (_render, _import, _merge, _autofix, _split):
         add(verbs)
 
 
@@ -37,6 +42,96 @@ def run_render(args: argparse.Namespace) -> int:
     from cvpeft.data.render import render_dataset
 
     print(render_dataset(args.out, args.city, args.images, args.seed, tuple(args.size), args.name))
+    return 0
+
+
+def _import(verbs: argparse._SubParsersAction) -> None:
+    about = "Labels of other tools (YOLO, VOC, COCO, LabelMe, VIA), checked, as one COCO json for each split."
+    example = "cvpeft data import downloads/covers.v3 --out datasets/berlin --map broken=broke"
+    parser = add_command(verbs, "import", run_import, about, example)
+    parser.add_argument("source", type=Path, help="folder, or one file of labels in it; nothing in it is changed")
+    parser.add_argument("--format", default="auto", dest="form", help="auto, coco, labelme, via, voc or yolo")
+    out_help = "new folder for json files and hard links to the images; or a folder that holds them already"
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=out_help)
+    parser.add_argument("--map", nargs="+", default=[], metavar="OLD=NEW", help="classes to rename or join")
+    parser.add_argument("--copy", action="store_true", help="copy the images instead of linking them")
+    skip_help = "skip: leave out images with a fault, with a count, where all are refused otherwise"
+    parser.add_argument("--on-fault", choices=("error", "skip"), default="error", help=skip_help)
+    parser.add_argument("--negatives", action="store_true", help="images without a label file show nothing")
+    parser.add_argument("--join", action="store_true", help="all splits into data.json, for cvpeft data split")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from cvpeft.data.convert.importer import import_labels
+
+    made = import_labels(
+        args.source, args.out, form=args.form, rename=_renames(args.map), copy=args.copy,
+        skip=args.on_fault == "skip", negatives=args.negatives, join=args.join,
+    )  # fmt: skip
+    print(f"format: {made.form}")
+    for note in made.notes:
+        print(note)
+    for part in made.parts:
+        print(_told(part))
+    print(f"{made.log}: all that was put right or left out")
+    return 0
+
+
+def _renames(texts: list[str]) -> dict[str, str]:
+    """`broken=broke` and the like as a dict."""
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [text for text, (_, sign, new) in zip(texts, pairs, strict=True) if not (sign and new)]:
+        raise DataError("MAP", f"'{wrong[0]}' is no OLD=NEW", fix="write --map broken=broke, each name once")
+    if len({old for old, _, _ in pairs}) < len(pairs):
+        raise DataError("MAP", f"a class is renamed twice in {' '.join(texts)}", fix="name each class once")
+    return {old: new for old, _, new in pairs}
+
+
+def _told(part: Part) -> str:
+    boxes = "".join(f", {name} {count}" for name, count in part.boxes.items())
+    return f"{part.file}: {part.images} images, {part.negatives} without boxes{boxes}"
+
+
+def _merge(verbs: argparse._SubParsersAction) -> None:
+    about = (
+        "Several COCO json files, one for each city, say, as one: ids anew, classes by name, every image its domain."
+    )
+    example = "cvpeft data merge berlin/train.json lyon/train.json --out train.json"
+    parser = add_command(verbs, "merge", run_merge, about, example)
+    parser.add_argument("json", type=Path, nargs="+", help="they stay as they are")
+    out_help = "a json in a folder above all images, or a new folder for a json and hard links to the images"
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON_OR_FOLDER", help=out_help)
+    parser.add_argument("--copy", action="store_true", help="copy the images instead of linking them")
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    from cvpeft.data.convert.merge import merge_jsons
+
+    part, notes = merge_jsons(args.json, args.out, copy=args.copy)
+    for note in notes:
+        print(note)
+    print(_told(part))
+    return 0
+
+
+def _autofix(verbs: argparse._SubParsersAction) -> None:
+    about = "Repair a COCO json into a new one, where that changes no label's meaning, with a log of each change."
+    example = "cvpeft data autofix train.json --out train_fixed.json"
+    parser = add_command(verbs, "autofix", run_autofix, about, example)
+    parser.add_argument("json", type=Path, help="it stays as it is")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="in the json's folder, or above")
+
+
+def run_autofix(args: argparse.Namespace) -> int:
+    from cvpeft.data.convert.autofix import autofix
+
+    fixed = autofix(args.json, args.out)
+    for what, count in fixed.counts.items():
+        print(f"{count} x {what}")
+    print(f"{fixed.file}: {sum(fixed.counts.values())} changes, each in {fixed.log}")
+    if fixed.left is not None:
+        print("what is left has to be corrected by hand, in the new file")
+        raise fixed.left
     return 0
 
 

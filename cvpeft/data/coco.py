@@ -12,19 +12,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from cvpeft.data.boxes import clip_box, read_box, upright_hull
-from cvpeft.data.coco_file import is_id, is_number, read_coco_file, short
+from cvpeft.data.coco_file import dummy_category, is_id, is_number, read_coco_file, short
+from cvpeft.data.faults import raise_faults
 from cvpeft.data.images import find_image, is_file, missing_images
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import upright_size
 
 __all__ = ["CocoData", "ImageRecord", "load_coco"]
-
-SHOWN = 20  # faults that are printed
 
 # Words that name a split or a kind of file and no place; cut off both ends of a name, they leave its domain.
 WORD = r"(train(ing)?|val(id|idation)?|test(ing)?|instances|annotations?|labels?|images|coco|default|data)(20\d\d)?"
@@ -95,7 +94,7 @@ def load_coco(files: Sequence[Path], *, classes: Sequence[str] = ()) -> CocoData
     faults: list[DataError] = []
     sources = [source for file in files if (source := _read_source(Path(file), faults))]
     if not classes and (not sources or sources[0].file != Path(files[0])):
-        _raise(faults)  # the first file, whose categories are the classes, cannot be read
+        raise_faults(faults)  # the first file, whose categories are the classes, cannot be read
     names = _class_names(sources, classes, faults)
     for source in sources:
         _match_classes(source, names, faults)
@@ -103,7 +102,7 @@ def load_coco(files: Sequence[Path], *, classes: Sequence[str] = ()) -> CocoData
         _read_annotations(source, names, faults)
     _refuse_shared_images(sources, faults)
     if faults:
-        _raise(faults)
+        raise_faults(faults)
     notes = [note for source in sources for note in source.notes()]
     drafts = [draft for source in sources for draft in source.images.values()]
     return CocoData(tuple(draft.record(i) for i, draft in enumerate(drafts, 1)), tuple(names), tuple(notes))
@@ -192,13 +191,8 @@ def _categories(file: Path, entries: list[Any], faults: list[DataError]) -> dict
 
 
 def _leave_out_dummy(source: _Source) -> None:
-    """Roboflow puts a category 0 without boxes above all others, of which it is the supercategory."""
-    others = [c for c in source.content["categories"] if isinstance(c, dict) and c.get("id") != 0]
-    name = source.categories.get(0)
-    if name is None or 0 in source.used() or not others:
-        return
-    if all(c.get("supercategory") == name for c in others):
-        del source.categories[0]
+    name = dummy_category(source.content, source.used())
+    if name is not None and source.categories.pop(0, None) is not None:
         source.remarks.append(f"category 0 {name!r} only stands above the others and is left out")
 
 
@@ -364,15 +358,3 @@ def _read_label(source: _Source, entry: dict[str, Any], image: _Draft, label: in
     full = inside[2] * inside[3]
     area = full if not area else min(area, full) if inside is not box else area
     image.labels.append((inside, label, bool(crowd), float(area)))
-
-
-# --------------------------------------------------------------------------------------------------------------- small
-
-
-def _raise(faults: list[DataError]) -> NoReturn:
-    if len(faults) == 1:
-        raise faults[0]
-    lines = [f"  {fault}" for fault in faults[:SHOWN]]
-    if len(faults) > SHOWN:
-        lines.append(f"  and {len(faults) - SHOWN} more")
-    raise DataError("DATA", f"{len(faults)} faults in the data set\n" + "\n".join(lines).rstrip("."))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeGuard
 
 from cvpeft.errors import DataError
 
-__all__ = ["is_id", "is_number", "read_coco_file", "short"]
+__all__ = ["Lists", "dummy_category", "is_id", "is_number", "read_coco_file", "read_json", "short"]
 
 MAX_BYTES = 512 * 2**20
 
@@ -17,10 +17,11 @@ Lists = dict[str, list[Any]]
 
 def read_coco_file(file: Path) -> Lists:
     """The lists images, annotations, categories of a json; their entries are not looked at. Raises DataError."""
-    return _sections(file, _read_json(file))
+    return _sections(file, read_json(file))
 
 
-def _read_json(file: Path) -> object:
+def read_json(file: Path) -> object:
+    """What a json of at most 512 MB holds; DataError where it cannot be read, is no JSON, or holds NaN or Infinity."""
     where = str(file)
     try:
         size = file.stat().st_size
@@ -66,6 +67,19 @@ def _sections(file: Path, content: object) -> dict[str, list[Any]]:
     if not content["images"]:
         raise DataError("COCO", "the list of images is empty", where=str(file))
     return content
+
+
+def dummy_category(content: Lists, used: set[object]) -> str | None:
+    """The name of the category 0 without boxes that Roboflow puts above all others, whose supercategory it is.
+
+    used: ids of the categories that have boxes.
+    """
+    entries = [c for c in content["categories"] if isinstance(c, dict)]
+    name = next((c.get("name") for c in entries if c.get("id") == 0), None)
+    others = [c for c in entries if c.get("id") != 0]
+    if 0 in used or not others or not isinstance(name, str):
+        return None
+    return name if all(c.get("supercategory") == name for c in others) else None
 
 
 def is_id(value: object) -> TypeGuard[int]:

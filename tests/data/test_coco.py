@@ -412,7 +412,7 @@ def test_all_faults_of_all_files_are_told_together(tmp_path: Path) -> None:
     text = refusal(one, two)
     assert text.startswith("E-DATA 26 faults in the data set\n  E-BOX ")
     assert text.count("E-BOX") == 20
-    assert text.endswith("\n  and 6 more.")
+    assert text.endswith("\n  and 6 more; in all 26 BOX.")
 
 
 def test_equal_faults_are_counted_instead_of_repeated(tmp_path: Path) -> None:

@@ -1,0 +1,318 @@
+"""A COCO json that is refused -> a new one, with what can be put right without a change of meaning put right.
+
+Each repair is a function on the lists of the json; it counts what it does and keeps an example of each in a log. The
+json itself is never written to. What is left is told by `load_coco`, as for any other file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cvpeft.data.boxes import clip_box, read_box, upright_hull
+from cvpeft.data.coco import load_coco
+from cvpeft.data.coco_file import Lists, is_id, is_number, read_coco_file, read_json, short
+from cvpeft.data.convert.sizes import settle
+from cvpeft.data.convert.tree import Tree
+from cvpeft.data.images import find_image, is_file
+from cvpeft.errors import DataError
+from cvpeft.files import write_whole
+from cvpeft.runtime.image import Size
+
+__all__ = ["Fixed", "autofix"]
+
+LEAST_INSIDE = 0.5  # of a box that may be clipped; of what lies farther out, nobody knows what it was
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """counts: repair -> how often. left: what has to be corrected by hand, or None. log: every change, one by one."""
+
+    file: Path
+    counts: Counter[str]
+    left: DataError | None
+    log: Path
+
+
+@dataclass
+class _Work:
+    """The json while it is repaired. sizes: upright size by image id, of the images that can be read."""
+
+    file: Path
+    lists: Lists
+    sizes: dict[int, Size] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, what: str, where: str, before: object, after: object = None) -> None:
+        self.changes.append({"repair": what, "where": where, "before": before, "after": after})
+
+
+def autofix(file: Path, out: Path) -> Fixed:
+    """Write `out` and, beside it, its log NAME.log.json; `file` and its images stay as they are.
+
+    Put right: ids that are texts or 7.0, categories of one name, entries of one image, backslashes and foreign prefixes
+    in file names, sizes that are missing or swapped where the boxes show which way is meant, boxes that leave their
+    image by less than half, boxes without area, the same box twice, areas, crowd marks, ids of annotations.
+    DataError: `file` is no COCO json, `out` is there, or does not lie in a folder above the images.
+    """
+    log = out.with_suffix(".log.json")
+    for target in (out, log):
+        if target.exists():
+            raise DataError(
+                "EXISTS", "the file is there", where=str(target), why="nothing is overwritten", fix="name another"
+            )
+    read_coco_file(file)  # says what is wrong with what is no COCO json
+    content: Any = read_json(file)
+    work = _Work(file, copy.deepcopy({key: content[key] for key in ("images", "annotations", "categories")}))
+    for repair in REPAIRS:
+        repair(work)
+    _rebase(work, out)
+    counts = Counter(change["repair"] for change in work.changes)
+    write_whole(out, json.dumps({**content, **work.lists}))
+    text = {"json": str(file), "counts": dict(counts), "changes": work.changes}
+    write_whole(log, json.dumps(text, indent=1, ensure_ascii=False))
+    return Fixed(out, counts, _left(out), log)
+
+
+def _left(out: Path) -> DataError | None:
+    try:
+        load_coco([out])
+    except DataError as fault:
+        return fault
+    return None
+
+
+def _objects(entries: list[Any]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _title(box: dict[str, Any]) -> str:
+    return f"annotation {short(box.get('id'))} of image {short(box.get('image_id'))}"
+
+
+# Ids
+
+
+def _whole_ids(work: _Work) -> None:
+    keys = {"images": ["id"], "categories": ["id"], "annotations": ["image_id", "category_id"]}
+    for part, names in keys.items():
+        for number, entry in enumerate(_objects(work.lists[part])):
+            for name in names:
+                whole = _whole(entry.get(name))
+                if whole is not None:
+                    work.note("ids become whole numbers", f"{part}[{number}].{name}", entry[name], whole)
+                    entry[name] = whole
+
+
+def _whole(value: object) -> int | None:
+    """The whole number that a text or a float stands for; None where it is one already, or stands for none."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,15}", value):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _join_categories(work: _Work) -> None:
+    first: dict[str, int] = {}
+    new: dict[int, int] = {}
+    kept = []
+    for entry in work.lists["categories"]:
+        name, number = (entry.get("name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+        if isinstance(name, str) and is_id(number) and name in first and number != first[name]:
+            work.note("categories of one name are joined", f"category {number}", name, first[name])
+            new[number] = first[name]
+            continue
+        if isinstance(name, str) and is_id(number):
+            first.setdefault(name, number)
+        kept.append(entry)
+    work.lists["categories"] = kept
+    for box in _objects(work.lists["annotations"]):
+        if is_id(box.get("category_id")):
+            box["category_id"] = new.get(box["category_id"], box["category_id"])
+
+
+def _number_annotations(work: _Work) -> None:
+    boxes = _objects(work.lists["annotations"])
+    ids = [box.get("id") for box in boxes]
+    if all(map(is_id, ids)) and len(set(ids)) == len(ids) and 0 not in ids:
+        return
+    for number, box in enumerate(boxes, 1):
+        if box.get("id") != number:
+            work.note("annotations are numbered anew", _title(box), box.get("id"), number)
+            box["id"] = number
+
+
+# Images
+
+
+def _find_images(work: _Work) -> None:
+    root = work.file.parent.resolve()
+    tree: Tree | None = None
+    for number, entry in enumerate(_objects(work.lists["images"])):
+        name = entry.get("file_name")
+        if not isinstance(name, str):
+            continue
+        new = name.replace("\\", "/")
+        if not _is_there(root, new):
+            tree = tree or Tree.of(root)
+            new = tree.match(name) or new
+        if new != name and _is_there(root, new):
+            work.note("file names lead to their image", f"images[{number}]", name, new)
+            entry["file_name"] = new
+
+
+def _is_there(root: Path, name: str) -> bool:
+    try:
+        return is_file(find_image(root, name, str(root))[0])
+    except DataError:
+        return False
+
+
+def _join_images(work: _Work) -> None:
+    """Two entries of one image and one size become the first; the boxes of both are its boxes."""
+    first: dict[Path, dict[str, Any]] = {}
+    new: dict[int, int] = {}
+    kept = []
+    ids = Counter(entry.get("id") for entry in _objects(work.lists["images"]) if is_id(entry.get("id")))
+    root = work.file.parent.resolve()
+    for entry in work.lists["images"]:
+        if (
+            not isinstance(entry, dict)
+            or not is_id(entry.get("id"))
+            or not _is_there(root, str(entry.get("file_name")))
+        ):
+            kept.append(entry)
+            continue
+        path = find_image(root, entry["file_name"], str(root))[0]
+        one = first.setdefault(path, entry)
+        same = all(one.get(key) == entry.get(key) for key in ("width", "height"))
+        unique = ids[entry["id"]] == 1 or one["id"] == entry["id"]
+        if one is entry or not same or not unique:
+            kept.append(entry)
+            continue
+        work.note("entries of one image are joined", f"image {entry['id']}", entry["file_name"], one["id"])
+        new[entry["id"]] = one["id"]
+    work.lists["images"] = kept
+    for box in _objects(work.lists["annotations"]):
+        if is_id(box.get("image_id")):
+            box["image_id"] = new.get(box["image_id"], box["image_id"])
+
+
+def _settle_sizes(work: _Work) -> None:
+    tree = Tree(work.file.parent.resolve(), ())
+    boxes = _boxes(work)
+    for entry in _objects(work.lists["images"]):
+        number, name = entry.get("id"), entry.get("file_name")
+        height, width = entry.get("height"), entry.get("width")
+        if not is_id(number) or not isinstance(name, str):
+            continue
+        try:
+            size = tree.size(name)
+            stated = (int(height), int(width)) if is_number(height) and is_number(width) else None
+            note = settle(stated, size, boxes.get(number, []), name)
+        except DataError:  # told by `load_coco` or by the loader: which size is meant cannot be known
+            continue
+        work.sizes[number] = size
+        if note or (height, width) != size:
+            work.note("sizes are those of the upright image", name, [width, height], [size[1], size[0]])
+            entry["height"], entry["width"] = size
+
+
+def _boxes(work: _Work) -> dict[int, list[list[float]]]:
+    """Sound boxes by image id."""
+    found: dict[int, list[list[float]]] = {}
+    for entry in _objects(work.lists["annotations"]):
+        try:
+            box = read_box(entry.get("bbox"), "")
+        except DataError:
+            continue
+        if is_id(entry.get("image_id")):
+            found.setdefault(entry["image_id"], []).append(upright_hull(box, entry))
+    return found
+
+
+# Boxes
+
+
+def _mend_boxes(work: _Work) -> None:
+    kept = []
+    for entry in work.lists["annotations"]:
+        if not isinstance(entry, dict):
+            kept.append(entry)
+            continue
+        try:
+            box = read_box(entry.get("bbox"), "")
+        except DataError:
+            kept.append(entry)
+            continue
+        if box[2] == 0 or box[3] == 0:
+            work.note("boxes without area are dropped", _title(entry), entry["bbox"])
+            continue
+        _clip(work, entry, box)
+        kept.append(entry)
+    work.lists["annotations"] = kept
+
+
+def _clip(work: _Work, entry: dict[str, Any], box: list[float]) -> None:
+    """Cut a box that leaves its image by less than half; a rotated one is cut when it is read."""
+    size = work.sizes.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
+    if size is None or upright_hull(box, entry) is not box:
+        return
+    inside = clip_box(box, *size, "", check=False)
+    if inside is box or min(inside[2:]) <= 0 or inside[2] * inside[3] < LEAST_INSIDE * box[2] * box[3]:
+        return
+    work.note("boxes are clipped to their image", _title(entry), entry["bbox"], inside)
+    entry["bbox"] = inside
+    if is_number(entry.get("area")):
+        entry["area"] = min(entry["area"], inside[2] * inside[3])
+
+
+def _drop_doubles(work: _Work) -> None:
+    seen: set[str] = set()
+    kept = []
+    for entry in work.lists["annotations"]:
+        if isinstance(entry, dict):
+            keys = ("image_id", "category_id", "bbox", "iscrowd", "attributes")
+            mark = json.dumps([entry.get(key) or None for key in keys], sort_keys=True)
+            if mark in seen and entry.get("bbox"):
+                work.note("boxes that are there twice are dropped once", _title(entry), entry["bbox"])
+                continue
+            seen.add(mark)
+        kept.append(entry)
+    work.lists["annotations"] = kept
+
+
+def _mend_marks(work: _Work) -> None:
+    """Area and crowd in the form that COCO has for them, where that is certain."""
+    for entry in _objects(work.lists["annotations"]):
+        area, crowd = entry.get("area"), entry.get("iscrowd")
+        if area is not None and not (is_number(area) and area >= 0):
+            work.note("areas that are none are left out", _title(entry), area)
+            del entry["area"]
+        if crowd in ("0", "1", "true", "false", "True", "False", ""):
+            entry["iscrowd"] = int(crowd in ("1", "true", "True"))
+            work.note("crowd marks become 0 or 1", _title(entry), crowd, entry["iscrowd"])
+
+
+def _rebase(work: _Work, out: Path) -> None:
+    """File names relative to the folder of the new json, where that is another."""
+    old, new = work.file.parent.resolve(), out.parent.resolve()
+    if old == new:
+        return
+    if not old.is_relative_to(new):
+        what, fix = f"the images lie in or below {old}", "put the new json there, or into a folder above"
+        raise DataError("OUT", what, where=str(out), why="a json may only name what lies below it", fix=fix)
+    for entry in _objects(work.lists["images"]):
+        if isinstance(entry.get("file_name"), str):
+            entry["file_name"] = (old.relative_to(new) / entry["file_name"]).as_posix()
+
+
+REPAIRS: tuple[Callable[[_Work], None], ...] = (
+    _whole_ids, _join_categories, _find_images, _join_images, _settle_sizes, _mend_boxes, _drop_doubles, _mend_marks,
+    _number_annotations,
+)  # fmt: skip

@@ -1,0 +1,203 @@
+"""YOLO: beside each image, or in `labels` for `images`, a text file with a row `class x y w h` for each object.
+
+x y is the centre; all four are parts of the upright image's sides. Rows of a class and points of a polygon, as
+segmentation and oriented boxes have them, become the boxes around the points. Class names stand in data.yaml, or in
+classes.txt (Label Studio) or obj.names (CVAT, darknet); data.yaml may name the folders or lists of images of each
+split, otherwise folders called train, valid, test do. Roboflow's `../train/images` beside train/ is found. An image
+without a text file shows nothing, as YOLO has it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+from cvpeft.config.reader import Fault, Origin, RefusedError, parse
+from cvpeft.data.convert.found import Found, Label, Photo, hull
+from cvpeft.data.convert.tree import Tree, key, split_of
+from cvpeft.errors import DataError
+from cvpeft.runtime.image import Size
+
+__all__ = ["matches", "read"]
+
+NAMES = ("classes.txt", "obj.names", "predefined_classes.txt")
+NO_LABELS = re.compile(r"(classes|predefined_classes|train|val|valid|test|trainval|notes|readme.*)\.txt", re.IGNORECASE)
+POLYGONS = "polygons are replaced by the upright boxes around them"
+DIGITS = 4  # of a box in pixels; the files hold six of its parts
+
+
+def matches(tree: Tree) -> bool:
+    return bool(_yaml(tree) or _names_file(tree)) and (bool(_label_files(tree)) or not tree.ending(".xml", ".json"))
+
+
+def read(tree: Tree) -> Found:
+    """DataError where the class names cannot be had, or no image is there."""
+    found = Found()
+    file = _yaml(tree)
+    settings = _settings(tree, file) if file else {}
+    found.classes = _class_names(tree, file, settings)
+    splits = _splits(tree, file, settings, found) if file else {}
+    labels = _label_files(tree)
+    for name in tree.images:
+        if splits and name not in splits:
+            found.counts[f"images are in no split of {file}; left out"] += 1
+            continue
+        split = splits[name] if splits else split_of(PurePosixPath(name).parts[:-1])
+        found.photos.append(_photo(tree, name, split, labels.get(key(name)), found))
+    for stem, label in labels.items():
+        if stem not in tree.by_key:
+            fault = DataError("MISSING", "the labels have no image", where=str(tree.root / label))
+            found.faults.append(fault)
+    return found
+
+
+# Classes and splits
+
+
+def _yaml(tree: Tree) -> str:
+    """The yaml nearest to the root that speaks of names, data.yaml before others."""
+    files = [f for f in tree.ending(".yaml", ".yml") if re.search(r"^names\s*:", tree.text(f), re.MULTILINE)]
+    order = sorted(files, key=lambda f: (f.count("/"), PurePosixPath(f).stem != "data", f))
+    return order[0] if order else ""
+
+
+def _names_file(tree: Tree) -> str:
+    return next((name for name in tree.files if PurePosixPath(name).name in NAMES), "")
+
+
+def _settings(tree: Tree, file: str) -> dict[str, Any]:
+    origin = Origin(str(tree.root / file), 1, tree.root)
+    faults: list[Fault] = []
+    try:
+        node = parse(tree.text(file), origin, faults)
+    except RefusedError as refused:
+        faults.append(refused.fault)
+        node = None
+    if faults or node is None:
+        raise DataError("YAML", faults[0].what, where=str(faults[0].origin))
+    plain = node.plain()
+    return plain if isinstance(plain, dict) else {}
+
+
+def _class_names(tree: Tree, file: str, settings: dict[str, Any]) -> list[str]:
+    names = settings.get("names")
+    where = str(tree.root / file)
+    if isinstance(names, dict):  # index -> name, which may leave out none
+        if sorted(names) != sorted(map(str, range(len(names)))):
+            raise DataError("NAMES", f"names has the indices {', '.join(names)}, not 0..{len(names) - 1}", where=where)
+        names = [names[str(i)] for i in range(len(names))]
+    if not file and (other := _names_file(tree)):
+        where = str(tree.root / other)
+        names = [line.strip() for line in tree.text(other).splitlines() if line.strip()]
+    if not isinstance(names, list) or not names:
+        what, fix = "the names of the classes are not there", "write data.yaml with `names: [first, second]`"
+        raise DataError("NAMES", what, where=where if file else str(tree.root), fix=fix)
+    if "nc" in settings and settings["nc"] != len(names):
+        raise DataError("NAMES", f"nc is {settings['nc']}, but there are {len(names)} names", where=where)
+    return [str(name).strip() for name in names]
+
+
+def _splits(tree: Tree, file: str, settings: dict[str, Any], found: Found) -> dict[str, str]:
+    """Image -> split, for the images that data.yaml names."""
+    splits: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for word, split in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test")):
+        entries = settings.get(word)
+        for entry in entries if isinstance(entries, list) else [entries] if entries else []:
+            named = _named(tree, file, str(settings.get("path") or ""), str(entry))
+            if not named:
+                found.counts[f"entries of {file} name no image that is there ({word}: {entry})"] += 1
+            for name in named:
+                if splits.setdefault(name, split) != split:
+                    shared.setdefault((splits[name], split), []).append(name)
+    for (one, other), names in shared.items():
+        what = f"{len(names)} images are in {one} and in {other}, the first is {names[0]}"
+        why, fix = (
+            "what was trained on would be scored",
+            "name other folders there, or split again by cvpeft data split",
+        )
+        found.faults.append(DataError("SPLIT", what, where=str(tree.root / file), why=why, fix=fix))
+    return splits
+
+
+def _named(tree: Tree, file: str, base: str, entry: str) -> list[str]:
+    """The images of a folder or a list that data.yaml names; the place may be that of the machine it was made on."""
+    here = PurePosixPath(file).parts[:-1]
+    steps = [p for p in f"{base}/{entry}".replace("\\", "/").split("/") if p not in ("", ".", "..")]
+    for start in range(len(steps) + 1):
+        place = "/".join([*here, *steps[start:]])
+        if place.endswith(".txt") and place in tree.files:
+            lines = [line.strip() for line in tree.text(place).splitlines() if line.strip()]
+            return [name for line in lines if (name := tree.match(line))]
+        if start < len(steps) or not steps:
+            inside = [n for n in tree.images if n.startswith(f"{place}/" if place else "")]
+            if inside:
+                return inside
+    return []
+
+
+# Labels
+
+
+def _label_files(tree: Tree) -> dict[str, str]:
+    """Text files of labels by what they share with their images; of two, the one in a folder `labels`."""
+    beside = {str(PurePosixPath(name).parent) for name in tree.images}
+    files: dict[str, str] = {}
+    for name in tree.ending(".txt"):
+        path = PurePosixPath(name)
+        in_labels = any(part.lower().startswith("label") for part in path.parts[:-1])
+        if (in_labels or str(path.parent) in beside) and not NO_LABELS.fullmatch(path.name):
+            files.setdefault(key(name), name)
+            if in_labels:
+                files[key(name)] = name
+    return files
+
+
+def _photo(tree: Tree, name: str, split: str, label: str | None, found: Found) -> Photo:
+    photo = Photo(name, split=split)
+    if label is None:
+        found.counts["images have no text file, so they show nothing"] += 1
+    try:
+        photo.stated = size = tree.size(name)  # the rows are parts of it, and state none
+        if label is None:
+            return photo
+        tree.of_labels(name, str(tree.root / label))  # two images with one stem cannot share their labels
+        rows = [(i, line) for i, line in enumerate(tree.text(label).splitlines(), 1) if line.strip()]
+    except DataError as fault:
+        photo.faults.append(fault)
+        return photo
+    for number, line in rows:
+        try:
+            photo.labels.append(_label(line, size, found, f"{tree.root / label}:{number}"))
+        except DataError as fault:
+            photo.faults.append(fault)
+    return photo
+
+
+def _label(line: str, size: Size, found: Found, where: str) -> Label:
+    try:
+        first, *values = [float(text) for text in line.split()]
+    except ValueError as error:
+        raise DataError("ROW", f"the row {line[:60]!r} does not consist of numbers", where=where) from error
+    if not all(map(math.isfinite, (first, *values))):
+        raise DataError("ROW", f"the row {line[:60]!r} holds what is no number", where=where)
+    if first != int(first) or not 0 <= first < len(found.classes):
+        what = f"the class is {first:g}, but the names are 0..{len(found.classes) - 1}"
+        raise DataError("CLASS", what, where=where, fix="correct the row, or the names in data.yaml")
+    if len(values) == 5:
+        why, fix = "a sixth number is a detector's score", "labels have five; give the labels that people made"
+        raise DataError("ROW", "the row has six numbers", where=where, why=why, fix=fix)
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        what = f"the row has {len(values) + 1} numbers, not a class and x y w h or three or more points"
+        raise DataError("ROW", what, where=where)
+    if len(values) > 4:
+        found.counts[POLYGONS] += 1
+        x, y, w, h = hull(values[::2], values[1::2])
+    else:
+        cx, cy, w, h = values
+        x, y = cx - w / 2, cy - h / 2
+    height, width = size
+    box = [round(v, DIGITS) for v in (x * width, y * height, w * width, h * height)]
+    return Label(found.classes[int(first)], box, where)
