@@ -58,7 +58,7 @@ def five_voc(root: Path) -> None:
     put(root / "labels/classes.txt", "\n".join(FIVE))
 
 
-def four_coco(root: Path) -> None:
+def four_classes(root: Path) -> None:
     """Roboflow's COCO: ids from 0 in each split, and its dummy category 0."""
     names = {0: "Broken-Lose-Uncovered-Good", 1: "Broken", 2: "Good", 3: "Lose", 4: "Uncovered"}
     for copy, folder in enumerate(("train", "valid", "test")):
@@ -71,7 +71,7 @@ def four_coco(root: Path) -> None:
         put(root / folder / "_annotations.coco.json", json.dumps(data))
 
 
-@pytest.mark.parametrize("make", [five_yolo, five_voc, four_coco])
+@pytest.mark.parametrize("make", [five_yolo, five_voc, four_classes])
 def test_one_command_imports_a_set_and_one_splits_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None]
 ) -> None:

@@ -251,7 +251,8 @@ def _contents(classes: Sequence[str], drafts: Sequence[_Draft]) -> dict[str, dic
 
 
 def _content(numbers: Mapping[str, int], drafts: Sequence[_Draft]) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, draft in enumerate(drafts, 1):
         height, width = draft.size
         head = {"id": number, "file_name": draft.photo.name, "width": width, "height": height}

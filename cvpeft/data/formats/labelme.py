@@ -7,9 +7,8 @@ and are faults. A json belongs to the image of its own name; only where there is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from cvpeft.data.coco_file import is_number, short
 from cvpeft.data.convert.found import Found, Label, Photo, hull
@@ -96,7 +95,7 @@ def _label(shape: object, found: Found, where: str) -> Label:
     return Label(str(shape.get("label") or "").strip(), hull(xs, ys), where)
 
 
-def _are_points(points: Any) -> bool:
-    return isinstance(points, Sequence) and all(
+def _are_points(points: object) -> TypeGuard[list[list[float]]]:
+    return isinstance(points, list) and all(
         isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points
     )
