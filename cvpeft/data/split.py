@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from cvpeft.data.coco_file import read_coco_file
+from cvpeft.data.similar import photo_name
 from cvpeft.errors import DataError
 from cvpeft.files import write_whole
 
 __all__ = ["Part", "leave_out", "read_shares", "split_json"]
 
 DEALS = 200  # ways to deal the groups out that are tried
-ROBOFLOW = re.compile(r"(_(?:jpe?g|png|bmp|webp))?\.rf\.[0-9a-zA-Z]+$")  # what marks its copies of one photo
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _groups(file: Path, by: str) -> _Groups:
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     first: dict[str, str] = {}  # the group of a photo's first copy, to which the others go
     for image in content["images"]:
-        key = first.setdefault(_photo(str(image["file_name"])), _key(image, by, file))
+        key = first.setdefault(photo_name(str(image["file_name"])), _key(image, by, file))
         found[key].append(image)
     return _Groups(file, content, list(found), list(found.values()))
 
@@ -116,11 +116,6 @@ def _key(image: Mapping[str, Any], by: str, file: Path) -> str:
         what = f"the image {name} has no field '{by}'"
         raise DataError("SPLIT", what, where=str(file), fix=f"use folder, or one of its fields: {known}")
     return str(image[by])
-
-
-def _photo(file_name: str) -> str:
-    """The name of the photo that an image shows: without Roboflow's mark of a copy, and without its ending."""
-    return ROBOFLOW.sub("", str(PurePosixPath(file_name.replace("\\", "/")).with_suffix("")))
 
 
 def _contents(groups: _Groups) -> np.ndarray:
