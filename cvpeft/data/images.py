@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvpeft.errors import DataError
+from cvpeft.runtime.image import Size
 
-__all__ = ["find_image", "is_file", "missing_images"]
+__all__ = ["find_image", "is_file", "missing_images", "wrong_size"]
 
 DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -71,3 +72,14 @@ def missing_images(file: Path, names: Sequence[str], total: int) -> DataError:
             fix = f"{names[0]} lies in {folder}: move the json there"
             break
     return DataError("MISSING", what, where=str(file), fix=fix)
+
+
+def wrong_size(path: Path, stated: Size, found: Size) -> DataError:
+    """The json states one upright (height, width), the file has another."""
+    what = f"the json says {stated[1]}x{stated[0]}, the upright image has {found[1]}x{found[0]}"
+    if found == stated[::-1]:
+        why = "the two are swapped: the json was probably written without the photo's EXIF orientation"
+        fix = "label the upright photo, or save the photo again without the EXIF orientation"
+        return DataError("EXIF", what, where=str(path), why=why, fix=fix)
+    fix = "correct width and height in the json, or export the labels again"
+    return DataError("IMGSIZE", what, where=str(path), why="the boxes may belong to other pixels", fix=fix)
