@@ -45,19 +45,22 @@ def _split(verbs: argparse._SubParsersAction) -> None:
     example = "cvpeft data split train.json --by section --parts kept=0.75 held=0.25"
     split = add_command(verbs, "split", run_split, about, example)
     split.add_argument("json", type=Path, help="the parts are written beside it")
-    split.add_argument("--by", default="", metavar="FIELD", help="field of the json's images, or folder")
+    about_by = "fields of the json's images, folder, near-duplicates (photos that look alike); images that agree in all"
+    split.add_argument("--by", nargs="+", default=[], metavar="FIELD", help=f"{about_by} stay together")
     split.add_argument("--parts", nargs="+", default=["train=0.8", "val=0.2"], metavar="NAME=SHARE")
     split.add_argument("--leave-out", metavar="VALUE", help="two parts: the images of this FIELD, and all others")
     split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--allow-leaks", action="store_true", help="near-duplicates may lie in different parts")
 
 
 def run_split(args: argparse.Namespace) -> int:
     from cvpeft.data.split import leave_out, read_shares, split_json
 
     if args.leave_out is not None:
-        parts = leave_out(args.json, args.by, args.leave_out)
+        parts = leave_out(args.json, args.by, args.leave_out, allow_leaks=args.allow_leaks)
     else:
-        parts = split_json(args.json, read_shares(args.parts), by=args.by, seed=args.seed)
+        shares = read_shares(args.parts)
+        parts = split_json(args.json, shares, by=args.by, seed=args.seed, allow_leaks=args.allow_leaks)
     for part in parts:
         boxes = "".join(f", {name} {count}" for name, count in part.boxes.items())
         print(f"{part.file}: {part.images} images in {part.groups} groups, {part.negatives} without boxes{boxes}")

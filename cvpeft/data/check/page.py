@@ -102,7 +102,7 @@ def _table(case: Case) -> str:
 
 def _cells(name: str, values: list[int], top: int = 0) -> str:
     def cell(value: int) -> str:
-        bar = f'<span class="bar" style="width:{6 * value / top:.2f}rem"></span>' if top and value else ""
+        bar = f'<span class="bar" style="--part:{value / top:.3f}"></span>' if top and value else ""
         return f"<td>{bar}{value}</td>"
 
     return f"<tr><td>{escape(name)}</td>{''.join(map(cell, values))}</tr>"
@@ -193,7 +193,7 @@ def _photos(outcome: Outcome) -> str:
 def _figure(split: str, image: ImageRecord, codes: str, classes: tuple[str, ...]) -> str:
     try:
         source = _data("jpeg", jpeg(labelled(image, classes, SIDE), 80))
-        picture = f'<img alt="{escape(image.file_name)} with its boxes" src="{source}" loading="lazy">'
+        picture = f'<img alt="{escape(image.file_name)} with its boxes" src="{source}">'
     except DataError as fault:
         picture = f"<p>{escape(str(fault))}</p>"
     boxes = f"{len(image.boxes)} {'box' if len(image.boxes) == 1 else 'boxes'}"

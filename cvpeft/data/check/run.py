@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from cvpeft.data.check.finding import Anchors, Case, Finding, Split, error, warn
 from cvpeft.data.check.pixels import decode_all
 from cvpeft.data.check.whole import check_files, check_sizes
 from cvpeft.data.coco import CocoData, Reading, read_coco
+from cvpeft.errors import DataError
 
-__all__ = ["Outcome", "check", "quick_check"]
+__all__ = ["Outcome", "check", "quick_check", "tell_quick_check"]
 
+log = logging.getLogger(__name__)
 SHOWN = 20  # findings of each level that are printed
 QUICK: tuple[Callable[[Case], Iterator[Finding]], ...] = (check_shared, check_classes)
 FULL: tuple[Callable[[Case], Iterator[Finding]], ...] = (*QUICK, check_boxes, check_sizes, check_copies, check_anchors)
@@ -85,6 +88,20 @@ def quick_check(splits: Mapping[str, CocoData | None]) -> tuple[Finding, ...]:
     read = tuple(Split(name, (), Reading(data, (), ())) for name, data in splits.items() if data)
     case = Case(read, read[0].reading.data.classes)
     return tuple(finding for one in QUICK for finding in one(case))
+
+
+def tell_quick_check(splits: Mapping[str, CocoData | None]) -> None:
+    """Before the first step: warnings into the log, and the command that looks at the images too.
+
+    Raises DataError where images are in two splits.
+    """
+    found = quick_check(splits)
+    if leaks := [finding for finding in found if finding.code == "E-LEAK"]:
+        what = f"the same images are in two splits\n{chr(10).join(leak.text for leak in leaks)}"
+        raise DataError("LEAK", what.rstrip("."))
+    for finding in found:
+        log.warning(finding.text)
+    log.info("json, ids, boxes and files are checked; pixels and copies: cvpeft data check --config CONFIG")
 
 
 def _read(splits: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> tuple[Split, ...]:
