@@ -25,7 +25,8 @@ QUICK = settings(
 FREE = ("info", "licenses", "supercategory", "segmentation", "id", "area")  # they change no box and no class
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
-    st.text(max_size=5), st.lists(st.integers(-1, 99), max_size=5), st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
+    st.text(max_size=5), st.lists(st.integers(-1, 99), max_size=5),
+    st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
 )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ def test_boxes_lie_where_the_json_says(tmp_path: Path) -> None:
     data = load_coco([write(tmp_path, coco(1))])
     picture = np.asarray(labelled(data.images[0], data.classes, 50))  # half the size
     assert picture.shape == (30, 50, 3)
-    assert tuple(picture[10, 9]) == colour(1)  # lower side of (5, 10, 20, 10)
-    assert tuple(picture[10, 24]) == colour(2)
+    near = np.abs(picture[10, [9, 24]].astype(int) - (colour(1), colour(2)))  # lower sides of (5 and 35, 10, 20, 10)
+    assert near.max() <= 2
 
 
 def test_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

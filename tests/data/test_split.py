@@ -149,7 +149,9 @@ def alike(folder: Path) -> Path:
 
 def test_a_split_that_leaks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = alike(tmp_path)
-    with pytest.raises(DataError, match=r"12 pairs of near-duplicates would lie in different parts, such as s0/1\.jpg"):
+    with pytest.raises(
+        DataError, match=r"12 pairs of near-duplicates would lie in different parts, such as s0/\d+\.jpg and s1/"
+    ):
         leave_out(file, "camera", "c0")
     assert not list(tmp_path.glob("train_*.json"))
     command = ["data", "split", str(file), "--by", "camera", "--leave-out", "c0"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cvpeft.data.check.page import page
-from tests.data.check.test_check import FAULTS, edit, run, sound
+from tests.data.check.test_check import FAULTS, edit, put, run, sound
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -19,9 +19,9 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAM
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     splits = sound(folder)
-    for name in ("truncated", "stacked", "copy across", "box outside"):
-        if name != "copy across":
-            FAULTS[name][0](folder)
+    for name in ("truncated", "stacked", "box outside"):
+        FAULTS[name][0](folder)
+    put(folder / "val/3.png", 102)  # a copy of val/2.png
     edit(folder, lambda c: c["categories"].append({"id": 4, "name": "<script>alert(1)</script>"}))
     (folder / "page.html").write_text(page(run(splits), "a test"), "utf-8")
     return folder / "page.html"
