@@ -11,19 +11,20 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cvpeft.data.boxes import clip_box, read_box, upright_hull
 from cvpeft.data.coco_file import dummy_category, is_id, is_number, read_coco_file, short
+from cvpeft.data.coco_labels import Places, read_labels
 from cvpeft.data.faults import raise_faults
 from cvpeft.data.images import find_image, is_file, missing_images
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import upright_size
 
-__all__ = ["CocoData", "ImageRecord", "load_coco"]
+__all__ = ["CocoData", "ImageRecord", "Reading", "load_coco", "read_coco"]
 
 # Words that name a split or a kind of file and no place; cut off both ends of a name, they leave its domain.
 WORD = r"(train(ing)?|val(id|idation)?|test(ing)?|instances|annotations?|labels?|images|coco|default|data)(20\d\d)?"
@@ -89,43 +90,51 @@ def load_coco(files: Sequence[Path], *, classes: Sequence[str] = ()) -> CocoData
     folder above that has a name of its own. Images without boxes are kept.
     Raises DataError with the first 20 faults of all files and their count.
     """
+    reading = read_coco(files, classes=classes)
+    if reading.faults:
+        raise_faults(reading.faults)
+    return reading.data
+
+
+@dataclass(frozen=True)
+class Reading:
+    """data: what is sound of some json files; faults: all that is not; missing: files of images that are not there."""
+
+    data: CocoData
+    faults: tuple[DataError, ...]
+    missing: tuple[Path, ...]
+
+
+def read_coco(files: Sequence[Path], *, classes: Sequence[str] = ()) -> Reading:
+    """As `load_coco`, but with the faults beside what is sound. Raises DataError where no file is named."""
     if not files:
         raise DataError("DATA", "no json file is given", fix="name one in data.train, data.val or data.test")
     faults: list[DataError] = []
     sources = [source for file in files if (source := _read_source(Path(file), faults))]
     if not classes and (not sources or sources[0].file != Path(files[0])):
-        raise_faults(faults)  # the first file, whose categories are the classes, cannot be read
+        # the first file, whose categories are the classes, cannot be read
+        return Reading(CocoData((), (), ()), tuple(faults), ())
     names = _class_names(sources, classes, faults)
+    images: list[ImageRecord] = []
     for source in sources:
         _match_classes(source, names, faults)
         _read_images(source, faults)
-        _read_annotations(source, names, faults)
+        images += _labelled(source, names, len(images) + 1, faults)
     _refuse_shared_images(sources, faults)
-    if faults:
-        raise_faults(faults)
     notes = [note for source in sources for note in source.notes()]
-    drafts = [draft for source in sources for draft in source.images.values()]
-    return CocoData(tuple(draft.record(i) for i, draft in enumerate(drafts, 1)), tuple(names), tuple(notes))
+    missing = [path for source in sources for path in source.missing]
+    return Reading(CocoData(tuple(images), tuple(names), tuple(notes)), tuple(faults), tuple(missing))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Draft:
-    """An image while its labels are gathered."""
+    """An image before its labels are known."""
 
     path: Path
     file_name: str
     height: int
     width: int
     domain: str
-    labels: list[tuple[list[float], int, bool, float]] = field(default_factory=list)
-
-    def record(self, number: int) -> ImageRecord:
-        boxes, labels, crowd, areas = zip(*self.labels, strict=True) if self.labels else ((), (), (), ())
-        return ImageRecord(
-            number, self.path, self.file_name, self.height, self.width, self.domain,
-            np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64), np.array(crowd, bool),
-            np.array(areas, np.float64),
-        )  # fmt: skip
 
 
 @dataclass
@@ -137,6 +146,7 @@ class _Source:
     categories: dict[int, str]
     images: dict[int, _Draft] = field(default_factory=dict)
     known: dict[int, str] = field(default_factory=dict)
+    missing: list[Path] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # what was put right, and how often
 
@@ -144,6 +154,7 @@ class _Source:
         counted = [f"{n} {what}" for what, n in self.counts.items()]
         return [f"{self.file.name}: {note}" for note in self.remarks + counted]
 
+    @cached_property
     def used(self) -> set[object]:
         """Category ids that have annotations."""
         ids = (a.get("category_id") for a in self.content["annotations"] if isinstance(a, dict))
@@ -161,8 +172,8 @@ def _read_source(file: Path, faults: list[DataError]) -> _Source | None:
         return None
     source = _Source(file, content, _categories(file, content["categories"], faults))
     _leave_out_dummy(source)
-    ids = Counter(a["id"] for a in content["annotations"] if isinstance(a, dict) and is_id(a.get("id")))
-    if repeated := sum(n - 1 for n in ids.values()):
+    ids = [a["id"] for a in content["annotations"] if isinstance(a, dict) and is_id(a.get("id"))]
+    if repeated := len(ids) - len(set(ids)):
         source.counts["annotation ids repeat; they are renumbered in memory"] += repeated
     return source
 
@@ -191,7 +202,7 @@ def _categories(file: Path, entries: list[Any], faults: list[DataError]) -> dict
 
 
 def _leave_out_dummy(source: _Source) -> None:
-    name = dummy_category(source.content, source.used())
+    name = dummy_category(source.content, source.used)
     if name is not None and source.categories.pop(0, None) is not None:
         source.remarks.append(f"category 0 {name!r} only stands above the others and is left out")
 
@@ -206,7 +217,7 @@ def _class_names(sources: list[_Source], classes: Sequence[str], faults: list[Da
 
 
 def _match_classes(source: _Source, names: list[str], faults: list[DataError]) -> None:
-    used = source.used()
+    used = source.used
     for number, name in source.categories.items():
         if name in names:
             continue
@@ -230,17 +241,19 @@ def _read_images(source: _Source, faults: list[DataError]) -> None:
     file, entries = source.file, source.content["images"]
     root = file.parent.resolve()
     domain = _file_domain(file)
-    paths: dict[Path, int] = {}
+    paths: dict[str, int] = {}
+    folders: dict[str, str] = {}
     missing: list[str] = []
     for index, entry in enumerate(entries):
         try:
-            number, path, name = _identify(source, entry, root, f"{file}: images[{index}]")
-            if path in paths:
-                what = f"{name} is listed twice, as image {paths[path]} and {number}"
+            number, path, name = _identify(source, entry, root, f"{file}: images[{index}]", folders)
+            if (spelled := str(path)) in paths:  # hashing a Path is slow
+                what = f"{name} is listed twice, as image {paths[spelled]} and {number}"
                 raise DataError("IMGNAME", what, where=str(file), fix="merge the two entries")
-            paths[path] = number
+            paths[spelled] = number
             if not is_file(path):
                 missing.append(name)
+                source.missing.append(path)
                 continue
             height, width = _stated_size(source, entry, path, f"{file}: {name}")
         except DataError as fault:
@@ -252,7 +265,7 @@ def _read_images(source: _Source, faults: list[DataError]) -> None:
         faults.append(missing_images(file, missing, len(entries)))
 
 
-def _identify(source: _Source, entry: object, root: Path, where: str) -> tuple[int, Path, str]:
+def _identify(source: _Source, entry: object, root: Path, where: str, folders: dict[str, str]) -> tuple[int, Path, str]:
     if not isinstance(entry, dict):
         raise DataError("COCO", f"an image is {short(entry)}, not an object", where=where)
     number, name = entry.get("id"), entry.get("file_name")
@@ -263,7 +276,7 @@ def _identify(source: _Source, entry: object, root: Path, where: str) -> tuple[i
         fix = "list the json files one by one in data.train instead of joining them by hand"
         raise DataError("IMGID", what, where=str(source.file), why="boxes cannot be assigned", fix=fix)
     source.known[number] = str(name)
-    path, name = find_image(root, name, where)
+    path, name = find_image(root, name, where, folders)
     return number, path, name
 
 
@@ -278,6 +291,24 @@ def _stated_size(source: _Source, entry: dict[str, Any], path: Path, where: str)
     return int(height), int(width)
 
 
+def _labelled(source: _Source, names: list[str], first: int, faults: list[DataError]) -> list[ImageRecord]:
+    """The images of a json with their labels, numbered from `first`."""
+    places = Places(
+        str(source.file),
+        {number: (draft.file_name, draft.height, draft.width) for number, draft in source.images.items()},
+        source.known,
+        {number: names.index(name) + 1 for number, name in source.categories.items() if name in names},
+        source.categories,
+    )
+    labels = read_labels(source.content["annotations"], places, faults)
+    source.counts += labels.counts
+    drafts = zip(source.images.values(), labels.by_image(len(source.images)), strict=True)
+    return [
+        ImageRecord(number, d.path, d.file_name, d.height, d.width, d.domain, *columns)
+        for number, (d, columns) in enumerate(drafts, first)
+    ]
+
+
 def _file_domain(file: Path) -> str:
     """`berlin_train.json` -> berlin, `berlin/annotations/train.json` -> berlin; the rule stands at load_coco."""
     stem = file.name.removesuffix(".json")
@@ -288,73 +319,14 @@ def _file_domain(file: Path) -> str:
 
 
 def _refuse_shared_images(sources: list[_Source], faults: list[DataError]) -> None:
-    owner: dict[Path, int] = {}
+    owner: dict[str, int] = {}
     shared: dict[tuple[int, int], list[str]] = {}
     for index, source in enumerate(sources):
         for draft in source.images.values():
-            first = owner.setdefault(draft.path, index)
+            first = owner.setdefault(str(draft.path), index)
             if first != index:
                 shared.setdefault((first, index), []).append(draft.file_name)
     for (first, index), names in shared.items():
         what = f"{len(names)} images are also listed in {sources[first].file}, the first is {names[0]}"
         why, fix = "their boxes would be counted twice", "list each image in one file"
         faults.append(DataError("IMGNAME", what, where=str(sources[index].file), why=why, fix=fix))
-
-
-# --------------------------------------------------------------------------------------------------------- annotations
-
-
-def _read_annotations(source: _Source, names: list[str], faults: list[DataError]) -> None:
-    labels = {number: names.index(name) + 1 for number, name in source.categories.items() if name in names}
-    unknown: dict[tuple[str, object], list[str]] = {}
-    for index, entry in enumerate(source.content["annotations"]):
-        if not isinstance(entry, dict):
-            fault = f"an annotation is {short(entry)}, not an object"
-            faults.append(DataError("COCO", fault, where=f"{source.file}: annotations[{index}]"))
-            continue
-        title = f"annotation {entry['id']}" if is_id(entry.get("id")) else f"annotations[{index}]"
-        image, category = entry.get("image_id"), entry.get("category_id")
-        if not is_id(image) or image not in source.known:
-            unknown.setdefault(("image_id", short(image)), []).append(title)
-        elif not is_id(category) or category not in source.categories:
-            unknown.setdefault(("category_id", short(category)), []).append(title)
-        elif image in source.images and category in labels:
-            try:
-                _read_label(source, entry, source.images[image], labels[category], title)
-            except DataError as fault:
-                faults.append(fault)
-    for (key, value), titles in unknown.items():
-        faults.append(_unknown_id(source, key, value, titles))
-
-
-def _unknown_id(source: _Source, key: str, value: object, titles: list[str]) -> DataError:
-    who = titles[0] + (f" and {len(titles) - 1} more" if len(titles) > 1 else "")
-    if key == "image_id":
-        what = f"{who}: image_id is {value}, which no image has"
-        return DataError("IMGID", what, where=str(source.file), fix="take them out, or add the image")
-    present = ", ".join(f"{number} {name}" for number, name in sorted(source.categories.items())) or "none"
-    what = f"{who}: category_id is {value}, but the categories are {present}"
-    return DataError("CAT", what, where=str(source.file), fix="add the category, or correct the annotations")
-
-
-def _read_label(source: _Source, entry: dict[str, Any], image: _Draft, label: int, title: str) -> None:
-    where = f"{source.file}: {image.file_name}, {title}"
-    box = read_box(entry.get("bbox"), where)
-    crowd, area = entry.get("iscrowd"), entry.get("area")
-    if crowd not in (None, 0, 1):
-        raise DataError("CROWD", f"iscrowd is {short(crowd)}, not 0 or 1", where=where)
-    if area is not None and not (is_number(area) and area >= 0):
-        raise DataError("AREA", f"area is {short(area)}, not a number of pixels", where=where)
-    if box[2] == 0 or box[3] == 0:
-        source.counts["boxes have no area and are dropped"] += 1
-        return
-    hull = upright_hull(box, entry)
-    if hull is not box:
-        source.counts["rotated boxes are replaced by the upright boxes around them"] += 1
-    inside = clip_box(hull, image.height, image.width, where, check=hull is box)
-    if inside[2] <= 0 or inside[3] <= 0:
-        source.counts["boxes lie just outside of their image and are dropped"] += 1
-        return
-    full = inside[2] * inside[3]
-    area = full if not area else min(area, full) if inside is not box else area
-    image.labels.append((inside, label, bool(crowd), float(area)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -28,7 +31,8 @@ def read_json(file: Path) -> object:
         if size > MAX_BYTES:
             what = f"the json has {size / 2**20:.0f} MB, the limit is {MAX_BYTES // 2**20} MB"
             raise DataError("SIZE", what, where=where, fix="store masks outside of it, or split it by city")
-        return json.loads(file.read_text("utf-8-sig"), parse_constant=_refuse_constant)
+        with _no_collection():
+            return json.loads(file.read_text("utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise DataError(
             "FILE", "the json file does not exist", where=where, fix="check data.root and the path"
@@ -41,6 +45,18 @@ def read_json(file: Path) -> object:
         raise DataError(
             "JSON", f"this is not JSON ({error})", where=where, fix="export the labels as COCO json"
         ) from error
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of objects, none of which is garbage: Python would look through all of them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cvpeft.data.coco import CocoData, ImageRecord
+from cvpeft.data.images import wrong_size
 from cvpeft.data.mosaic import mosaic, window
 from cvpeft.data.transforms import Augment, keep
 from cvpeft.errors import CvpeftError, DataError, ResourceError
@@ -126,7 +127,7 @@ def _pixels(image: ImageRecord, at_least: Size) -> np.ndarray:
     """(h, w, 3), a large JPEG at a fraction of its size; DataError where the size is not the json's."""
     pixels, found = decode(image.path, at_least=at_least)
     if found != (image.height, image.width):
-        raise _wrong_size(image, found)
+        raise wrong_size(image.path, (image.height, image.width), found)
     return pixels
 
 
@@ -307,17 +308,3 @@ def dead_worker(error: RuntimeError) -> ResourceError | None:
     what = f"a loader process died ({str(error).splitlines()[0].rstrip('. ')})"
     why = "mostly memory ran out, or /dev/shm is too small"
     return ResourceError("WORKER", what, why=why, fix="set data.workers=0, or give docker --shm-size=2g")
-
-
-def _wrong_size(image: ImageRecord, found: Size) -> DataError:
-    height, width = found
-    what = f"the json says {image.width}x{image.height}, the upright image has {width}x{height}"
-    why, fix = (
-        "the boxes may belong to other pixels",
-        "correct width and height in the json, or export the labels again",
-    )
-    if found == (image.width, image.height):
-        why = "the two are swapped: the json was probably written without the photo's EXIF orientation"
-        fix = "label the upright photo, or save the photo again without the EXIF orientation"
-        return DataError("EXIF", what, where=str(image.path), why=why, fix=fix)
-    return DataError("IMGSIZE", what, where=str(image.path), why=why, fix=fix)

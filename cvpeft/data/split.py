@@ -7,23 +7,29 @@ beside the json that they were made from, and share its images.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from cvpeft.data.check.pixels import decode_all
 from cvpeft.data.coco_file import read_coco_file
+from cvpeft.data.images import find_image, is_file
+from cvpeft.data.similar import groups_of, near_links, photo_name
 from cvpeft.errors import DataError
 from cvpeft.files import write_whole
 
 __all__ = ["Part", "leave_out", "read_shares", "split_json"]
 
+log = logging.getLogger(__name__)
+
+NEAR_DUPLICATES = "near-duplicates"  # among the fields: photos that look alike stay together
 DEALS = 200  # ways to deal the groups out that are tried
-ROBOFLOW = re.compile(r"(_(?:jpe?g|png|bmp|webp))?\.rf\.[0-9a-zA-Z]+$")  # what marks its copies of one photo
 
 
 @dataclass(frozen=True)
@@ -48,37 +54,48 @@ def read_shares(texts: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def split_json(file: Path, shares: Mapping[str, float], *, by: str = "", seed: int = 0) -> list[Part]:
+def split_json(
+    file: Path, shares: Mapping[str, float], *, by: str | Sequence[str] = (), seed: int = 0, allow_leaks: bool = False
+) -> list[Part]:
     """Write FILE_NAME.json beside `file` for each name of `shares`, and return what they hold.
 
-    shares: name -> share of the images, in all 1. by: a field of the json's images, or "folder" of their file names;
-    empty: each image is a group of its own. Copies that Roboflow made of one photo stay together in any case. Groups
+    shares: name -> share of the images, in all 1. by: fields of the json's images, or "folder" of their file names;
+    images that agree in all of them are a group; empty: each image is one. "near-duplicates" among them joins groups
+    that have photos in common by their looks. Copies that Roboflow made of one photo stay together in any case. Groups
     are dealt out so that each part has its share of images, of negatives and of the boxes of each class, as far as
     whole groups allow; seed decides between equals.
-    DataError: the json is none, a field is missing, shares make no sense, a part would be empty or its file is there.
+    DataError: the json is none, a field is missing, shares make no sense, a part would be empty or its file is there;
+    near-duplicates would lie in different parts, unless allow_leaks.
     """
     if len(shares) < 2 or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         told = " ".join(f"{name}={share:g}" for name, share in shares.items())
         raise DataError("SPLIT", f"the parts are {told or 'none'}", fix="name two or more, their shares summing to 1")
-    groups = _groups(file, by)
+    groups = _groups(file, _fields(by), allow_leaks=allow_leaks)
     names, wanted = list(shares), np.array(list(shares.values()))
     dealt = _dealt(_contents(groups), wanted, seed)
-    return _written(groups, {name: [i for i, part in enumerate(dealt) if names[part] == name] for name in names})
+    parts = {name: [i for i, part in enumerate(dealt) if names[part] == name] for name in names}
+    _refuse_leaks(groups, parts)
+    return _written(groups, parts)
 
 
-def leave_out(file: Path, by: str, value: str) -> list[Part]:
+def leave_out(file: Path, by: str | Sequence[str], value: str, *, allow_leaks: bool = False) -> list[Part]:
     """Write FILE_VALUE.json with the images whose field `by` is `value`, and FILE_without_VALUE.json with all others.
 
     DataError as in `split_json`; also where no image has the value.
     """
-    groups = _groups(file, by)
+    fields = _fields(by)
+    groups = _groups(file, fields, allow_leaks=allow_leaks)
     inside = [i for i, key in enumerate(groups.keys) if key == value]
     if not inside:
         known = ", ".join(sorted(groups.keys)[:20])
-        raise DataError("SPLIT", f"no image's {by} is {value}", where=str(file), fix=f"choose one of {known}")
+        raise DataError(
+            "SPLIT", f"no image's {' '.join(fields)} is {value}", where=str(file), fix=f"choose one of {known}"
+        )
     name = re.sub(r"[^\w.-]", "_", value)
     rest = [i for i in range(len(groups.keys)) if i not in set(inside)]
-    return _written(groups, {name: inside, f"without_{name}": rest})
+    parts = {name: inside, f"without_{name}": rest}
+    _refuse_leaks(groups, parts)
+    return _written(groups, parts)
 
 
 # Groups
@@ -86,41 +103,95 @@ def leave_out(file: Path, by: str, value: str) -> list[Part]:
 
 @dataclass(frozen=True)
 class _Groups:
-    """keys: value of the field (or another mark) of each group; images: those of each group; content: of the json."""
+    """keys: value of the fields (or another mark) of each group; images: those of each group; content: of the json.
+
+    near: numbers of groups that hold near-duplicates of each other, and a name from each; none where leaks are allowed.
+    """
 
     file: Path
     content: Mapping[str, Any]
     keys: Sequence[str]
     images: Sequence[Sequence[Mapping[str, Any]]]
+    near: Sequence[tuple[int, int, str, str]] = ()
 
 
-def _groups(file: Path, by: str) -> _Groups:
+def _fields(by: str | Sequence[str]) -> list[str]:
+    return [field for field in ([by] if isinstance(by, str) else by) if field]
+
+
+def _groups(file: Path, by: Sequence[str], *, allow_leaks: bool) -> _Groups:
     read_coco_file(file)  # says what is wrong with a file that is no COCO json
     content = json.loads(file.read_text("utf-8-sig"))
+    fields = [field for field in by if field != NEAR_DUPLICATES]
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     first: dict[str, str] = {}  # the group of a photo's first copy, to which the others go
     for image in content["images"]:
-        key = first.setdefault(_photo(str(image["file_name"])), _key(image, by, file))
+        key = first.setdefault(photo_name(str(image["file_name"])), _key(image, fields, file))
         found[key].append(image)
-    return _Groups(file, content, list(found), list(found.values()))
+    groups = _Groups(file, content, list(found), list(found.values()))
+    if NEAR_DUPLICATES in by:
+        return _joined(groups, _near(groups, must=True))
+    return groups if allow_leaks else replace(groups, near=_near(groups, must=False))
 
 
-def _key(image: Mapping[str, Any], by: str, file: Path) -> str:
+def _near(groups: _Groups, *, must: bool) -> list[tuple[int, int, str, str]]:
+    """Groups that hold photos which look alike. DataError where an image cannot be decoded and `must` be.
+
+    Otherwise those that cannot be seen are counted: a json may be split before its photos are copied.
+    """
+    root = groups.file.parent.resolve()
+    places = {}
+    for number, images in enumerate(groups.images):
+        for image in images:
+            places[find_image(root, image["file_name"], str(groups.file))[0]] = (number, str(image["file_name"]))
+    if not must:
+        places = {path: place for path, place in places.items() if is_file(path)}
+    pixels = decode_all(list(places))
+    for found in pixels.values():
+        if found.fault and must:
+            raise found.fault
+    seen = {path: found.hash for path, found in pixels.items() if not found.fault}
+    if unseen := sum(map(len, groups.images)) - len(seen):
+        log.warning("%d images are missing or cannot be decoded: nobody knows what they are copies of", unseen)
+    owners = [places[path] for path in seen]
+    links = near_links(np.array(list(seen.values()), np.uint64).reshape(-1, 2))
+    pairs = ((*owners[i], *owners[j]) for i, j, _ in links.tolist())
+    return [(one, other, first, second) for one, first, other, second in pairs if one != other]
+
+
+def _joined(groups: _Groups, near: Sequence[tuple[int, int, str, str]]) -> _Groups:
+    """One group for all that are linked, under the key of the first."""
+    of = groups_of(len(groups.keys), near)
+    together: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for number, first in enumerate(of.tolist()):
+        together[first] += groups.images[number]
+    return _Groups(groups.file, groups.content, [groups.keys[first] for first in together], list(together.values()))
+
+
+def _refuse_leaks(groups: _Groups, parts: Mapping[str, Sequence[int]]) -> None:
+    part_of = {number: name for name, chosen in parts.items() for number in chosen}
+    leaks = [(first, second) for one, other, first, second in groups.near if part_of[one] != part_of[other]]
+    if leaks:
+        what = f"{len(leaks)} pairs of near-duplicates would lie in different parts, such as {' and '.join(leaks[0])}"
+        why = "what was trained on would be scored"
+        fix = f"add {NEAR_DUPLICATES} to --by, or keep the split with --allow-leaks"
+        raise DataError("LEAK", what, where=str(groups.file), why=why, fix=fix)
+
+
+def _key(image: Mapping[str, Any], by: Sequence[str], file: Path) -> str:
     name = PurePosixPath(str(image["file_name"]).replace("\\", "/"))
-    if not by:
-        return str(name)
-    if by == "folder":
+    return " ".join(_value(image, field, name, file) for field in by) if by else str(name)
+
+
+def _value(image: Mapping[str, Any], field: str, name: PurePosixPath, file: Path) -> str:
+    if field == "folder":
         return str(name.parent)
-    if image.get(by) is None:
+    if image.get(field) is None:
         known = ", ".join(sorted(image.keys() - {"id", "file_name", "width", "height"})) or "none but the usual ones"
-        what = f"the image {name} has no field '{by}'"
-        raise DataError("SPLIT", what, where=str(file), fix=f"use folder, or one of its fields: {known}")
-    return str(image[by])
-
-
-def _photo(file_name: str) -> str:
-    """The name of the photo that an image shows: without Roboflow's mark of a copy, and without its ending."""
-    return ROBOFLOW.sub("", str(PurePosixPath(file_name.replace("\\", "/")).with_suffix("")))
+        what = f"the image {name} has no field '{field}'"
+        fix = f"use folder, {NEAR_DUPLICATES}, or one of its fields: {known}"
+        raise DataError("SPLIT", what, where=str(file), fix=fix)
+    return str(image[field])
 
 
 def _contents(groups: _Groups) -> np.ndarray:

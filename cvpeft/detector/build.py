@@ -26,7 +26,7 @@ from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.errors import BackboneError, ConfigError
 from cvpeft.types import Target
 
-__all__ = ["BackboneWithNeck", "Normalise", "build_detector"]
+__all__ = ["STRIDES", "BackboneWithNeck", "Normalise", "anchor_sizes", "build_detector"]
 
 log = logging.getLogger(__name__)
 STRIDES = (4, 8, 16, 32)
@@ -113,7 +113,7 @@ def _layout(body: Backbone, train: schema.Train) -> torch.memory_format:
 
 
 def _faster_rcnn(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Module:
-    sizes = _anchor_sizes(c, STRIDES)
+    sizes = anchor_sizes(c, STRIDES)
     pool = MultiScaleRoIAlign([str(i) for i in range(len(STRIDES))], output_size=7, sampling_ratio=2)
     return FasterRCNN(
         trunk,
@@ -133,7 +133,7 @@ def _faster_rcnn(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> n
 
 
 def _retinanet(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Module:
-    octaves = tuple(tuple(size * 2 ** (i / 3) for i in range(3)) for size in _anchor_sizes(c, STRIDES[1:]))
+    octaves = tuple(tuple(size * 2 ** (i / 3) for i in range(3)) for size in anchor_sizes(c, STRIDES[1:]))
     return RetinaNet(
         trunk,
         num_classes=classes + 1,
@@ -162,7 +162,8 @@ def _fcos(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Modul
     )
 
 
-def _anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ...]:
+def anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ...]:
+    """Side of the anchors of each pyramid level, in input pixels, finest first. ConfigError: not one for each level."""
     sizes = c.anchor_sizes or tuple(4.0 * s for s in strides)
     if len(sizes) != len(strides):
         raise ConfigError(

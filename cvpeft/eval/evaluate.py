@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cvpeft.config import schema
+from cvpeft.data.check.run import tell_quick_check
 from cvpeft.data.coco import CocoData, load_coco
 from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
@@ -43,6 +44,7 @@ def evaluate_run(
     loaded = load_run(run, overrides)
     settings, classes = loaded.settings, loaded.classes
     data = load_coco(files, classes=classes) if files else open_split(settings.data, split, classes)
+    tell_quick_check({_name(files) if files else split: data})
     device = pick_device(settings.train.device)
     result, found = evaluate(loaded.model.to(device), data, settings, thresholds=read_thresholds(run))
     folder = run / "eval" / (_name(files) if files else split)

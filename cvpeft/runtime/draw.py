@@ -33,12 +33,12 @@ def draw(
     boxes: np.ndarray,
     labels: Sequence[int] | np.ndarray,
     names: Sequence[str],
-    scores: Sequence[float] | np.ndarray,
+    scores: Sequence[float] | np.ndarray | None = None,
 ) -> Image.Image:
     """A copy of the image with its detections; the highest score lies on top.
 
     image (h, w, 3) uint8 RGB; boxes (N, 4) xyxy in its pixels; labels (N,) 1..K, which choose the colour; names and
-    scores (N,).
+    scores (N,). Without scores, as for labels, names stand alone and boxes lie in their order.
     Lines and letters grow with the image, and every line has a dark rim, so that they are seen on any ground.
     A name in a script that the system has no font for is written as "class 3".
     """
@@ -46,12 +46,13 @@ def draw(
     pen = ImageDraw.Draw(picture)
     line = max(1, round(min(picture.size) / 240))
     letters = max(11, round(min(picture.size) / 32))
-    order = np.argsort(np.asarray(scores, dtype=float), kind="stable")
+    order = np.arange(len(boxes)) if scores is None else np.argsort(np.asarray(scores, dtype=float), kind="stable")
     for i in order:
         frame(pen, boxes[i].tolist(), colour(int(labels[i])), line)
     for i in order:
         font, name = _written(names[i], int(labels[i]), letters)
-        _tag(pen, boxes[i].tolist(), f"{name} {scores[i]:.2f}", colour(int(labels[i])), font, picture.size)
+        text = name if scores is None else f"{name} {scores[i]:.2f}"
+        _tag(pen, boxes[i].tolist(), text, colour(int(labels[i])), font, picture.size)
     return picture
 
 

@@ -20,7 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from cvpeft.errors import DataError
 
 __all__ = [
-    "FORMATS", "MAX_PIXELS", "PAD", "Letterbox", "Size", "decode", "fit", "letterbox", "resize", "upright_size",
+    "FORMATS", "MAX_PIXELS", "PAD", "Letterbox", "Size", "decode", "fit", "letterbox", "orientation", "resize",
+    "upright_size",
 ]  # fmt: skip
 
 Size = tuple[int, int]
@@ -91,6 +92,12 @@ def upright_size(source: Path | BinaryIO) -> Size:
     with _guard(source), Image.open(source, formats=FORMATS) as image:
         _check(image, source)
         return _upright(image, _orientation(image))
+
+
+def orientation(source: Path | BinaryIO) -> int:
+    """EXIF orientation 1..8 as it is stored; 1 where there is none that can be read. Raises DataError as `decode`."""
+    with _guard(source), Image.open(source, formats=FORMATS) as image:
+        return _orientation(image)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cvpeft.config import schema
+from cvpeft.data.check.run import tell_quick_check
 from cvpeft.data.loader import Batch, dead_worker, eval_loader, train_loader
 from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
@@ -81,6 +82,7 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     for data in (splits.train, splits.val, splits.test):
         for note in data.notes if data else ():
             log.warning(note)
+    tell_quick_check({"train": splits.train, "val": splits.val, "test": splits.test})
     if splits.val and not any((~image.crowd).any() for image in splits.val.images):
         log.warning("data.val has no box to find: it cannot choose the epoch, and the last one is taken")
     model = build_detector(settings, splits.train.classes)

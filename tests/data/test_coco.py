@@ -493,4 +493,4 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def test_public_names() -> None:
-    assert room.__all__ == ["CocoData", "ImageRecord", "load_coco"]
+    assert room.__all__ == ["CocoData", "ImageRecord", "Reading", "load_coco", "read_coco"]

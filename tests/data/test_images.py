@@ -72,6 +72,21 @@ def test_any_string_stays_inside_or_is_refused(root: Path, name: str) -> None:
     assert not is_file(path)
 
 
+@settings(max_examples=1000, deadline=None)
+@given(listed=st.lists(names, min_size=1, max_size=6))
+@example(listed=["images/inside/a.png", "images/../images/a.png", "link/a.png", "images/b.png", "/a.png"])
+def test_folders_that_are_known_change_no_answer(root: Path, listed: list[str]) -> None:
+    folders: dict[str, str] = {}
+
+    def answer(name: str, known: dict[str, str] | None) -> object:
+        try:
+            return find_image(root, name, "here", known)
+        except DataError as fault:
+            return str(fault)
+
+    assert [answer(name, folders) for name in listed] == [answer(name, None) for name in listed]
+
+
 @pytest.mark.parametrize(
     "name", ["link/a.png", "link", "images/inside/../../../x", "/etc/passwd", "D:\\a.png", "//host/a"]
 )

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cvpeft.cli import main
 from cvpeft.data.coco import load_coco
 from cvpeft.data.split import leave_out, split_json
 from cvpeft.errors import DataError
+
+from .sets import picture
 
 HALVES = {"a": 0.5, "b": 0.5}
 
@@ -129,3 +132,43 @@ def test_the_command_tells_what_lies_where(tmp_path: Path, capsys: pytest.Captur
     assert main(["data", "split", str(file), "--by", "section", "--leave-out", "S1"]) == 0
     assert main(["data", "split", str(file), "--parts", "kept"]) == 2
     assert "kept" in capsys.readouterr().err
+
+
+def alike(folder: Path) -> Path:
+    """Twelve photos in two sections, and a darker copy of each as if from another camera."""
+    file = coco(folder, sections=2, each=12)
+    content = json.loads(file.read_text())
+    for number, image in enumerate(content["images"]):
+        path = folder / image["file_name"]
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(48, 64, number % 12) // (1 + number // 12)).save(path)
+        image["camera"] = f"c{number // 12}"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_a_split_that_leaks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = alike(tmp_path)
+    with pytest.raises(
+        DataError, match=r"12 pairs of near-duplicates would lie in different parts, such as s0/\d+\.jpg and s1/"
+    ):
+        leave_out(file, "camera", "c0")
+    assert not list(tmp_path.glob("train_*.json"))
+    command = ["data", "split", str(file), "--by", "camera", "--leave-out", "c0"]
+    assert main(command) == 2
+    assert main([*command, "--allow-leaks"]) == 0
+
+
+def test_near_duplicates_stay_together(tmp_path: Path) -> None:
+    one, other = split_json(alike(tmp_path), HALVES, by="near-duplicates")
+    numbers = [{image["id"] % 12 for image in json.loads(part.file.read_text())["images"]} for part in (one, other)]
+    assert not numbers[0] & numbers[1]
+    assert (one.groups, other.groups) == (6, 6)
+
+
+def test_several_fields_are_joined(tmp_path: Path) -> None:
+    parts = split_json(alike(tmp_path), HALVES, by=["section", "camera"], allow_leaks=True)
+    assert [part.groups for part in parts] == [1, 1]
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="1 groups leave nothing"):
+        split_json(alike(tmp_path / "a"), HALVES, by=["section", "near-duplicates"])

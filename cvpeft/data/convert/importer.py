@@ -19,7 +19,7 @@ from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree, split_of
 from cvpeft.data.convert.writer import Part, write_set
 from cvpeft.data.faults import raise_faults
-from cvpeft.data.split import ROBOFLOW
+from cvpeft.data.similar import ROBOFLOW
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size
 
