@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cvpeft.backbone.weights import DETECTOR_FORMAT
+from cvpeft.backbone.weights import DETECTOR_FORMAT, base_licence
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
 from cvpeft.detector.saved import LoadedRun, load_run
@@ -76,6 +76,7 @@ def _fixed_size(loaded: LoadedRun, form: Form) -> dict[str, str]:
 def about_run(loaded: LoadedRun) -> dict[str, Any]:
     """What an exported file says of the run that it comes from."""
     meta = loaded.meta
+    own = loaded.settings.export.licence or "not stated (export.licence)"
     return {
         "run": loaded.folder.name,
         "base_model": meta["base"]["name"],
@@ -83,7 +84,12 @@ def about_run(loaded: LoadedRun) -> dict[str, Any]:
         "adapter_sha256": adapter_sha256(loaded.folder),
         "data_sha256": meta["data"],
         "canvas": loaded.settings.data.canvas,
+        "licence": {"base_weights": _base_licence(loaded), "model": own},
     }
+
+
+def _base_licence(loaded: LoadedRun) -> str:
+    return base_licence(loaded.settings.backbone.name, loaded.settings.backbone.weights)
 
 
 def _ap(loaded: LoadedRun, plain: nn.Module, path: Path) -> dict[str, Any]:
@@ -118,6 +124,7 @@ def export_weights_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         "backbone": loaded.settings.backbone.name,
         "classes": "\n".join(loaded.classes),
         "detector": json.dumps(loaded.meta["detector"]),
+        "licence": loaded.settings.export.licence or _base_licence(loaded),
     }
     write_weights(target, plain.state_dict(), metadata)
     return target
