@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cvpeft.backbone.build import Backbone
 from cvpeft.backbone.weights import DETECTOR_FORMAT, base_licence
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
@@ -45,7 +46,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     left = unmergeable(loaded.model)
     plain = merge(loaded.model, partly=True).eval()
     form = Form(e.takes, e.weights, e.nms, e.free_size)
-    fixed = _fixed_size(loaded, form)
+    fixed = _fixed_size(loaded, form, plain, left)
     return export_verified(
         loaded.model,
         plain,
@@ -62,14 +63,20 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     )
 
 
-def _fixed_size(loaded: LoadedRun, form: Form) -> dict[str, str]:
-    """Why the file takes one size of input, for its metadata; ConfigError where any was asked for and cannot be."""
-    reason: str = loaded.model.backbone.body.fixed_because  # type: ignore[union-attr,assignment]
+def _fixed_size(loaded: LoadedRun, form: Form, plain: nn.Module, left: Sequence[str]) -> dict[str, str]:
+    """Why the file takes one size of input, for its metadata; ConfigError where any was asked for and cannot be.
+
+    left: the methods that could not be folded into `plain`; those on tokens may count on their grid.
+    """
+    body: Backbone = plain.backbone.body  # type: ignore[union-attr,assignment]
+    tokens = left and hasattr(body.net, "patch_embed")
+    reason = f"{left[0]} stays in the graph, made for one grid of tokens" if tokens else body.fixed_because
     if not form.free_size:
         return {"size_fixed_because": reason or "export.free_size was not asked for"}
     if reason:
         what = f"{loaded.settings.backbone.name} takes inputs of one size: {reason}"
-        raise ConfigError("SIZE", what, where=str(loaded.folder), fix="set export.free_size=false, or take a ConvNeXt")
+        fix = "set export.free_size=false, or take a ConvNeXt, a DINOv3 ViT or a Swin"
+        raise ConfigError("SIZE", what, where=str(loaded.folder), fix=fix)
     return {}
 
 

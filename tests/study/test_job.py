@@ -100,6 +100,7 @@ CONTRACT = {  # key -> what it must be, or a part of it; a program is fed and a 
     "score_thresholds": {"good": float, "broke": float},
     "nms": {"inside": True, "iou": float, "per_class": True, "max_detections": int},
     "dynamic_axes": {"batch": "free", "height": "fixed", "width": "fixed"},
+    "free_size": None,
     "size_fixed_because": "export.free_size was not asked for",
     "canvas": None,
     "merged": True,
