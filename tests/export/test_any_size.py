@@ -9,30 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from cvpeft.backbone.pyramid import build_pyramid
-from cvpeft.detector.build import BackboneWithNeck
 from cvpeft.errors import DataError
 from cvpeft.export.onnx import Form, export_onnx
 from cvpeft.export.verify import Tolerance, compare, predict_onnx, predict_torch, resized
 from cvpeft.runtime.onnx_detector import Detector
-from tests.backbone.test_any_size import BODIES, body
-from tests.export.stand_in import CLASSES, scenes, spread, stand_in
+from tests.backbone.test_any_size import SIZES
+from tests.export.stand_in import CLASSES, on_small_backbone, scenes
 
 TIGHT = Tolerance(threshold=0.02)
 
 
-def detector(family: str) -> nn.Module:
-    """A small FCOS on three levels of a small backbone."""
-    trunk = body(family)
-    model = stand_in("fcos")
-    model.backbone = BackboneWithNeck(trunk, build_pyramid(trunk.channels, 32, levels=3), 32)
-    model.transform.size = trunk.size
-    return spread(model).eval()
-
-
-@pytest.mark.parametrize("family", BODIES)
+@pytest.mark.parametrize("family", SIZES)
 def test_the_boxes_are_those_of_the_detector_made_for_the_size(family: str, tmp_path: Path) -> None:
-    model, sizes = detector(family), BODIES[family][3]
+    model, sizes = on_small_backbone(family), SIZES[family]
     file = export_onnx(model, tmp_path / "free.onnx", classes=CLASSES, form=Form(free_size=True))
     boxes = 0
     for size in sizes:
@@ -41,7 +30,7 @@ def test_the_boxes_are_those_of_the_detector_made_for_the_size(family: str, tmp_
         assert agreement.within(TIGHT), (size, agreement)
         boxes += agreement.boxes
     assert boxes > 30
-    _, _, height, width = (1, 3, *sizes[0])
+    height, width = sizes[0]
     least = model.backbone.body.least_size  # type: ignore[union-attr]
     for wrong in ((height + 8, width), (height, least[1] - 32)):
         with pytest.raises(DataError, match=rf"multiples of 32, from {least[0]} x {least[1]} on, this one is"):
