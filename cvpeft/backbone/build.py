@@ -6,6 +6,7 @@ Letters: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvpeft.backbone.any_size import fixed_because, least_size, resize
 from cvpeft.backbone.weights import hub_file, load_weights, read_weights
 from cvpeft.backbone.window import last_of_each_quarter, window_blocks
 from cvpeft.errors import BackboneError
@@ -58,13 +60,23 @@ class Backbone(nn.Module):
 
     @property
     def fixed_because(self) -> str:
-        """Why inputs have to be of `size`; empty where any multiple of 32 will do."""
-        if not hasattr(self.net, "patch_embed"):
-            return ""
-        if not self.plain:
-            return "the masks of its shifted windows are made for one size"
-        rotary = getattr(self.net, "rope", None) is not None
-        return f"its {'rotary' if rotary else 'absolute'} position embeddings are made for one size"
+        """Why inputs have to be of `size`; empty where `any_size` lets it take other multiples of 32."""
+        if self.resample:
+            return "its images are resampled to one size, as its patches are no 8 or 16 pixels"
+        return fixed_because(self.net)
+
+    @property
+    def least_size(self) -> tuple[int, int]:
+        """The smallest (height, width) of those that `any_size` lets it take."""
+        height, width = least_size(self.net)
+        return max(STEP, height), max(STEP, width)
+
+    def resized(self, size: tuple[int, int]) -> Backbone:
+        """A copy that timm has made for another (height, width)."""
+        other = copy.deepcopy(self)
+        resize(other.net, size)
+        other.size = size
+        return other
 
     def forward(self, x: Tensor) -> list[Tensor]:  # (B, 3, H, W), normalised
         if self.resample:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from cvpeft.errors import BackboneError
 
-__all__ = ["BODY", "DETECTOR_FORMAT", "WeightsFile", "hub_file", "load_weights", "read_weights", "street_file"]
+__all__ = [
+    "BODY", "DETECTOR_FORMAT", "WeightsFile", "base_licence", "hub_file", "load_weights", "read_weights", "street_file",
+]  # fmt: skip
 
 DETECTOR_FORMAT = "cvpeft-detector"  # metadata["format"] of a file that holds a whole detector
 BODY = "backbone.body.net."  # where such a file keeps the backbone
@@ -107,6 +109,24 @@ def street_file(name: str) -> Path:
             "or backbone.weights to timm or a file",
         )
     return file
+
+
+def base_licence(name: str, weights: str | Path) -> str:
+    """The licence of the base weights and who says so, or that it is not known; of a `weights` setting.
+
+    A file can say it in its safetensors metadata, under "licence" or "license".
+    """
+    if weights == "none":
+        return "none: trained from random weights"
+    if weights == "street":
+        return "Apache-2.0 (ships with cvpeft)"
+    if weights == "timm":
+        cfg = timm.get_pretrained_cfg(name)
+        said, source = cfg.license if cfg else None, f"timm's {name}"
+    else:
+        metadata = read_weights(Path(weights)).metadata
+        said, source = metadata.get("licence") or metadata.get("license"), Path(weights).name
+    return f"{said} (by {source})" if said else f"unknown ({source} does not say)"
 
 
 def _first_line(e: BaseException) -> str:

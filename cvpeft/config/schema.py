@@ -228,7 +228,12 @@ class Export(Section):
         "fp32", description="fp16: half the size; computed in float32 all the same"
     )
     nms: bool = Field(True, description="false: all candidates, for programs that have an NMS of their own")
-    free_size: bool = Field(False, description="inputs of any height and width, multiples of 32; ConvNeXt only")
+    free_size: bool = Field(
+        False, description="inputs of any height and width, multiples of 32; ConvNeXt, DINOv3, Swin"
+    )
+    licence: str = Field(
+        "", description="licence of your model, for the file's metadata, beside that of the base weights; empty: none"
+    )
     score_tolerance: PositiveFloat = 1e-4
     iou_tolerance: Fraction = Field(0.999, description="smallest IoU of two matched boxes")
     verify_images: PositiveInt = 20

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import cycle
 from pathlib import Path
 
 import onnxruntime
@@ -20,6 +21,7 @@ from cvpeft.detector.bank import AdapterBank
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import ConfigError, DataError
 from cvpeft.eval.report import thresholds
+from cvpeft.eval.timing import median_ms, side_by_side
 from cvpeft.export.onnx import export_onnx
 from cvpeft.export.run import about_run, verification_inputs
 from cvpeft.export.verify import Agreement, Tolerance, agreed, enough, predict_onnx, predict_torch
@@ -28,7 +30,9 @@ from cvpeft.peft.merge import merge
 from cvpeft.peft.state import owned
 from cvpeft.runtime.onnx_detector import Detector
 
-__all__ = ["export_cities"]
+__all__ = ["export_cities", "switch_ms"]
+
+ROUNDS = 20
 
 
 def export_cities(base: Path, cities: Sequence[Path], *, overrides: Sequence[str] = ()) -> list[Path]:
@@ -51,6 +55,12 @@ def export_cities(base: Path, cities: Sequence[Path], *, overrides: Sequence[str
     else:
         _write_base(file, loaded, bank.model, tensors)
     return [file, *(_write_city(file, bank, city, overrides) for city in cities)]
+
+
+def switch_ms(base: Path, adapters: Sequence[Path]) -> float:
+    """Median milliseconds that a running detector takes to read, check and put in another of the adapters."""
+    detector, names = Detector(base), cycle(adapters)
+    return median_ms(side_by_side({"switch": lambda: detector.use(next(names))}, rounds=ROUNDS))["switch"]
 
 
 def exchangeable(model: nn.Module) -> dict[str, Tensor]:

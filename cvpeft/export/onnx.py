@@ -13,6 +13,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cvpeft import __version__
+from cvpeft.backbone.any_size import any_size
 from cvpeft.errors import ParityError
 from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
@@ -45,7 +47,7 @@ class Form:
     takes: "float32" (batch, 3, H, W) or "uint8" (batch, H, W, 3), as decoders give them. weights: "fp32", or "fp16":
     rounded (see `halved`) and held in half the size, computed in float32 all the same. nms: False leaves out the
     last NMS, for programs with their own: all candidates, K of them. (Faster R-CNN's RPN keeps its NMS.) free_size:
-    inputs of every height and width that are multiples of STEP; only where the backbone is no ViT and no Swin.
+    inputs of every height and width that are multiples of STEP; only where the backbone can (`fixed_because`).
     """
 
     takes: Literal["float32", "uint8"] = "float32"
@@ -81,7 +83,8 @@ def export_onnx(
     detector = halved(detector) if form.weights == "fp16" else detector
     graph = inference_graph(detector, takes_bytes=form.takes == "uint8", suppresses=form.nms, free_size=form.free_size)
     entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
-    with replacing(path, "the model") as part:
+    free = any_size(detector) if form.free_size else nullcontext()
+    with free, replacing(path, "the model") as part:
         _write(graph, part, entries, opset, exchangeable or {}, halved=form.weights == "fp16")
         onnx.checker.check_model(part, full_check=True)
     return path
@@ -89,6 +92,7 @@ def export_onnx(
 
 def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Mapping[str, float]) -> dict[str, Any]:
     """What a program must know to feed the file and to read its outputs."""
+    least = getattr(getattr(graph.backbone, "body", None), "least_size", (STEP, STEP))
     side = f"free, multiples of {STEP}" if graph.free_size else "fixed"
     return {
         "cvpeft_version": __version__,
@@ -110,6 +114,7 @@ def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Ma
         "score_thresholds": {name: float(score_thresholds.get(name, graph.score_threshold)) for name in classes},
         "nms": {"inside": graph.suppresses, "iou": graph.nms_iou, "per_class": True, "max_detections": graph.limit},
         "dynamic_axes": {"batch": "free", "height": side, "width": side},
+        "free_size": {"multiple_of": STEP, "least": list(least)} if graph.free_size else None,
     }
 
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cvpeft.backbone.weights import DETECTOR_FORMAT
+from cvpeft.backbone.build import Backbone
+from cvpeft.backbone.weights import DETECTOR_FORMAT, base_licence
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
 from cvpeft.detector.saved import LoadedRun, load_run
@@ -45,7 +46,7 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     left = unmergeable(loaded.model)
     plain = merge(loaded.model, partly=True).eval()
     form = Form(e.takes, e.weights, e.nms, e.free_size)
-    fixed = _fixed_size(loaded, form)
+    fixed = _fixed_size(loaded, form, plain, left)
     return export_verified(
         loaded.model,
         plain,
@@ -62,20 +63,27 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     )
 
 
-def _fixed_size(loaded: LoadedRun, form: Form) -> dict[str, str]:
-    """Why the file takes one size of input, for its metadata; ConfigError where any was asked for and cannot be."""
-    reason: str = loaded.model.backbone.body.fixed_because  # type: ignore[union-attr,assignment]
+def _fixed_size(loaded: LoadedRun, form: Form, plain: nn.Module, left: Sequence[str]) -> dict[str, str]:
+    """Why the file takes one size of input, for its metadata; ConfigError where any was asked for and cannot be.
+
+    left: the methods that could not be folded into `plain`; those on tokens may count on their grid.
+    """
+    body: Backbone = plain.backbone.body  # type: ignore[union-attr,assignment]
+    tokens = left and hasattr(body.net, "patch_embed")
+    reason = f"{left[0]} stays in the graph, made for one grid of tokens" if tokens else body.fixed_because
     if not form.free_size:
         return {"size_fixed_because": reason or "export.free_size was not asked for"}
     if reason:
         what = f"{loaded.settings.backbone.name} takes inputs of one size: {reason}"
-        raise ConfigError("SIZE", what, where=str(loaded.folder), fix="set export.free_size=false, or take a ConvNeXt")
+        fix = "set export.free_size=false, or take a ConvNeXt, a DINOv3 ViT or a Swin"
+        raise ConfigError("SIZE", what, where=str(loaded.folder), fix=fix)
     return {}
 
 
 def about_run(loaded: LoadedRun) -> dict[str, Any]:
     """What an exported file says of the run that it comes from."""
     meta = loaded.meta
+    own = loaded.settings.export.licence or "not stated (export.licence)"
     return {
         "run": loaded.folder.name,
         "base_model": meta["base"]["name"],
@@ -83,7 +91,12 @@ def about_run(loaded: LoadedRun) -> dict[str, Any]:
         "adapter_sha256": adapter_sha256(loaded.folder),
         "data_sha256": meta["data"],
         "canvas": loaded.settings.data.canvas,
+        "licence": {"base_weights": _base_licence(loaded), "model": own},
     }
+
+
+def _base_licence(loaded: LoadedRun) -> str:
+    return base_licence(loaded.settings.backbone.name, loaded.settings.backbone.weights)
 
 
 def _ap(loaded: LoadedRun, plain: nn.Module, path: Path) -> dict[str, Any]:
@@ -118,6 +131,7 @@ def export_weights_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         "backbone": loaded.settings.backbone.name,
         "classes": "\n".join(loaded.classes),
         "detector": json.dumps(loaded.meta["detector"]),
+        "licence": loaded.settings.export.licence or _base_licence(loaded),
     }
     write_weights(target, plain.state_dict(), metadata)
     return target

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from cvpeft import __version__
+from cvpeft.backbone.build import Backbone
 from cvpeft.errors import ParityError
 from cvpeft.export.onnx import STEP, Form, export_onnx, halved
 from cvpeft.export.score import as_prediction
@@ -34,7 +35,7 @@ from cvpeft.types import Prediction
 
 __all__ = [
     "Agreement", "Tolerance", "agreed", "compare", "enough", "export_verified", "predict_onnx", "predict_torch",
-    "verify",
+    "resized", "verify",
 ]  # fmt: skip
 
 PARTNER_IOU = 0.5  # less overlap is another object
@@ -290,21 +291,28 @@ def _checked(who: str, agreement: Agreement, tolerance: Tolerance) -> Agreement:
 def _other_sizes(
     detector: nn.Module, path: Path, images: Sequence[Tensor], tolerance: Tolerance
 ) -> dict[str, dict[str, Any]]:
-    """Agreement at sizes that were not trained at, by "height x width"; the detector's own size is put back."""
-    own: tuple[int, int] = detector.transform.size  # type: ignore[assignment]
+    """Agreement at sizes that were not trained at, by "height x width", with the detector that is made for each."""
+    least = Detector(path).metadata["free_size"]["least"]
     found = {}
-    try:
-        for factor in OTHER_SIZES:
-            height, width = (max(1, round(side * factor / STEP)) * STEP for side in own)
-            detector.transform.size = (height, width)  # type: ignore[assignment]
-            resized = [nn.functional.interpolate(image[None].float(), (height, width))[0].byte() for image in images]
-            reference = predict_torch(detector, resized)
-            who, threshold = f"the ONNX model at {height} x {width}", enough(reference, tolerance)
-            agreement = agreed(who, reference, predict_onnx(path, resized), threshold, tolerance)
-            found[f"{height} x {width}"] = asdict(agreement)
-    finally:
-        detector.transform.size = own  # type: ignore[assignment]
+    for factor in OTHER_SIZES:
+        sides = zip(detector.transform.size, least, strict=True)  # type: ignore[union-attr,arg-type]
+        height, width = (max(low, round(side * factor / STEP) * STEP) for side, low in sides)
+        other = resized(detector, (height, width))
+        inputs = [nn.functional.interpolate(image[None].float(), (height, width))[0].byte() for image in images]
+        reference = predict_torch(other, inputs)
+        who, threshold = f"the ONNX model at {height} x {width}", enough(reference, tolerance)
+        agreement = agreed(who, reference, predict_onnx(path, inputs), threshold, tolerance)
+        found[f"{height} x {width}"] = asdict(agreement)
     return found
+
+
+def resized(detector: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """A copy for inputs of another (height, width), the tables of whose backbone timm has made anew."""
+    other: Any = copy.deepcopy(detector)
+    other.transform.size = size
+    if isinstance(body := getattr(other.backbone, "body", None), Backbone):
+        other.backbone.body = body.resized(size)
+    return cast(nn.Module, other)
 
 
 def _evidence(path: Path, tolerance: Tolerance) -> dict[str, Any]:

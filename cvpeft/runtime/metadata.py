@@ -13,7 +13,7 @@ from typing import Any
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import MAX_PIXELS
 
-__all__ = ["OUTPUTS", "are_thresholds", "foreign", "read_metadata"]
+__all__ = ["OUTPUTS", "are_thresholds", "foreign", "read_metadata", "size_fault"]
 
 OUTPUTS = ("boxes", "scores", "labels", "num")
 NEEDED = (
@@ -41,6 +41,7 @@ def read_metadata(session: Any, path: Path) -> dict[str, Any]:
     faults = [f"{key} is {_short(found[key])}, not {value!r}" for key, value in FEED.items() if found[key] != value]
     faults += [
         *_size_faults(found),
+        *_free_faults(found.get("free_size")),
         *_class_faults(found),
         *_nms_faults(found["nms"]),
         *_signature_faults(session, found),
@@ -74,6 +75,25 @@ def _size_faults(found: Mapping[str, Any]) -> list[str]:
     if canvas is None or (_is_size(canvas, MAX_PIXELS) and all(c >= s for c, s in zip(canvas, size, strict=True))):
         return []
     return [f"canvas is {_short(canvas)}, no height and width of at least input_size"]
+
+
+def _free_faults(free: Any) -> list[str]:
+    """Of the entry that says which other sizes the input may have."""
+    known = free is None or (isinstance(free, dict) and _is_size(free.get("least"), LARGEST_INPUT))
+    if known and (free is None or (type(free.get("multiple_of")) is int and free["multiple_of"] > 0)):
+        return []
+    return [f"free_size is {_short(free)}, without least and multiple_of"]
+
+
+def size_fault(found: Mapping[str, Any], size: Sequence[int]) -> str:
+    """What the file takes where an input of this (height, width) is none of it, by its checked metadata; else empty."""
+    free, own = found.get("free_size"), found["input_size"]
+    if free is None:
+        return "" if list(size) == own else f"takes inputs of {own[0]} x {own[1]}"
+    step, least = free["multiple_of"], free["least"]
+    if all(side % step == 0 and side >= low for side, low in zip(size, least, strict=True)):
+        return ""
+    return f"takes inputs whose height and width are multiples of {step}, from {least[0]} x {least[1]} on"
 
 
 def _class_faults(found: Mapping[str, Any]) -> list[str]:
@@ -121,8 +141,7 @@ def _signature_faults(session: Any, found: Mapping[str, Any]) -> list[str]:
 
 def _is_free(found: Mapping[str, Any]) -> bool:
     """Whether the file says that it takes inputs of any size."""
-    axes = found.get("dynamic_axes")
-    return isinstance(axes, dict) and str(axes.get("height")).startswith("free")
+    return found.get("free_size") is not None
 
 
 def _fits(shape: list[Any], size: list[Any], *, last: bool, free: bool) -> bool:

@@ -20,7 +20,7 @@ import onnxruntime
 from cvpeft.errors import DataError
 from cvpeft.runtime.adapters import CityAdapter, read_adapter
 from cvpeft.runtime.image import Letterbox, Size, decode
-from cvpeft.runtime.metadata import OUTPUTS, read_metadata
+from cvpeft.runtime.metadata import OUTPUTS, read_metadata, size_fault
 from cvpeft.runtime.nms import suppress
 from cvpeft.runtime.onnx_file import first_line, memory_fault, open_session, too_much
 from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join, least_size
@@ -137,8 +137,13 @@ class Detector:
     def raw(self, images: np.ndarray) -> list[Detections]:
         """All detections of letterboxed images (B, 3, H, W) RGB 0..255, in pixels of the network input.
 
-        Raises DataError where the graph cannot be run, or gives what are no boxes, scores and labels.
+        H and W are `size`, or what metadata["free_size"] allows.
+        Raises DataError for other sizes, and where the graph cannot be run or gives what are no boxes and scores.
         """
+        if fault := size_fault(self.metadata, images.shape[2:]):
+            what = f"it {fault}, this one is {images.shape[2]} x {images.shape[3]}"
+            why, fix = "another size moves boxes or cannot be run", "letterbox the image to such a size"
+            raise DataError("SIZE", what, where=str(self.path), why=why, fix=fix)
         most = len(images) if self._batch is None else self._batch
         parts = [self._run(images[start : start + most]) for start in range(0, len(images), most)]
         return [self._detections(*rows) for part in parts for rows in zip(*part, strict=True)]

@@ -12,11 +12,12 @@ from typing import Any
 from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
+from cvpeft.detector.device import processor
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.eval.detect import detect_images
 from cvpeft.eval.evaluate import evaluate_run
-from cvpeft.export.cities import export_cities
+from cvpeft.export.cities import export_cities, switch_ms
 from cvpeft.export.quantize import quantize_run
 from cvpeft.export.run import export_hf_run, export_onnx_run, export_weights_run
 from cvpeft.peft.inject import signatures
@@ -116,6 +117,7 @@ def cities_job(base: Path, cities: Sequence[Path], overrides: Sequence[str]) -> 
             f"{parity['images']} images, IoU >= {parity['min_iou']:.6f}, scores within "
             f"{parity['max_score_difference']:.1e} of the merged run"
         )
+    print(f"putting another city in takes a running detector {switch_ms(file, adapters):.1f} ms ({processor()})")
     return [file, *adapters]
 
 

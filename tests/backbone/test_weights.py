@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cvpeft.backbone import weights
 from cvpeft.backbone.build import build_backbone
-from cvpeft.backbone.weights import BODY, DETECTOR_FORMAT, hub_file, read_weights
+from cvpeft.backbone.weights import BODY, DETECTOR_FORMAT, base_licence, hub_file, read_weights
 from cvpeft.errors import BackboneError
 
 NAME = "vit_tiny_patch16_224"
@@ -230,3 +230,15 @@ def test_shipped_weights_are_small_and_those_of_their_card(file: Path) -> None:
 def test_a_backbone_without_street_weights_is_told_which_have_some() -> None:
     with pytest.raises(BackboneError, match=r"no street weights for 'vit_tiny_patch16_224'.*one of convnext_atto"):
         weights.street_file("vit_tiny_patch16_224")
+
+
+def test_the_licence_of_base_weights_is_told_with_its_source(tmp_path: Path) -> None:
+    assert base_licence("vit_small_patch16_dinov3", "timm") == "dinov3-license (by timm's vit_small_patch16_dinov3)"
+    assert base_licence("convnext_atto", "street") == "Apache-2.0 (ships with cvpeft)"
+    assert base_licence("convnext_atto", "none") == "none: trained from random weights"
+    for metadata, wanted in (
+        ({}, "unknown (own.safetensors does not say)"),
+        ({"license": "mit"}, "mit (by own.safetensors)"),
+    ):
+        save_file({"x": torch.zeros(1)}, tmp_path / "own.safetensors", metadata)
+        assert base_licence("convnext_atto", tmp_path / "own.safetensors") == wanted

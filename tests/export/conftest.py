@@ -26,3 +26,8 @@ def exported(detector, tmp_path_factory) -> Path:
 def quick() -> nn.Module:
     """The detector that exports fastest, for tests of what happens around an export."""
     return trained("fcos")
+
+
+@pytest.fixture(scope="session")
+def quick_file(quick, tmp_path_factory) -> Path:
+    return export_onnx(quick, tmp_path_factory.mktemp("quick") / "model.onnx", classes=CLASSES)

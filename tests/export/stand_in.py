@@ -13,6 +13,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
+from cvpeft.backbone.pyramid import build_pyramid
+from cvpeft.detector.build import BackboneWithNeck
+from tests.backbone.small import body
+
 SIZE = (96, 128)
 CLASSES = ("red", "green", "blue")
 HEADS = ("faster_rcnn", "retinanet", "fcos")
@@ -92,6 +96,14 @@ def stand_in(head: str, seed: int = 0) -> nn.Module:
         model = FCOS(Pyramid(), len(CLASSES) + 1, anchor_generator=anchors, **options)
     model.transform = Batch()
     return model.eval()
+
+
+def on_small_backbone(family: str) -> nn.Module:
+    """An FCOS, which exports fastest, on three levels of a small backbone of the family."""
+    trunk, model = body(family), stand_in("fcos")
+    model.backbone = BackboneWithNeck(trunk, build_pyramid(trunk.channels, 32, levels=3), 32)
+    model.transform.size = trunk.size
+    return spread(model).eval()
 
 
 def spread(model: nn.Module) -> nn.Module:

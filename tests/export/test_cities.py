@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from cvpeft.study.job import cities_job
 from cvpeft.train.loop import train
 from cvpeft.types import Prediction
 from tests.helpers import ellipses, settings
+
+SLOW = 20  # how many times slower a busy machine of the tests may be
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,8 @@ def test_the_job_tells_sizes_and_what_was_proven(
     told = capsys.readouterr().out
     assert "of the base" in told
     assert "of the merged run" in told
+    (ms,) = re.findall(r"putting another city in takes a running detector ([\d.]+) ms", told)
+    assert 0 < float(ms) < 50 * SLOW  # 50 ms are promised of a machine that does nothing else
     about = json.loads(exported[2].with_suffix(".json").read_text())
     assert about["parity"]["missing"] == about["parity"]["extra"] == 0 < about["parity"]["boxes"]
 

@@ -13,7 +13,7 @@ from cvpeft.config import schema
 from cvpeft.detector.build import build_detector
 from cvpeft.export.onnx import Form, export_onnx
 from cvpeft.export.score import as_prediction
-from cvpeft.export.verify import Tolerance, compare, predict_torch
+from cvpeft.export.verify import Tolerance, compare, predict_torch, resized
 from cvpeft.runtime.onnx_detector import Detector
 from tests.export.stand_in import CLASSES, HEADS, scenes, spread
 
@@ -27,11 +27,11 @@ BACKBONES = {
 TOLERANCE = Tolerance(threshold=0.05)
 
 
-def detector(head: str, backbone: str) -> nn.Module:
+def detector(head: str, backbone: str, size: tuple[int, int] = SIZE) -> nn.Module:
     """Random, with heads whose boxes and scores differ."""
     made = schema.Settings.model_validate(
         {
-            "data": {"size": SIZE},
+            "data": {"size": size},
             "backbone": {"name": BACKBONES[backbone], "weights": "none", "neck_width": 32},
             "detector": {"head": head, "head_width": 32, "proposals": 60, "score_threshold": 0.02},
         }
@@ -57,12 +57,19 @@ def test_any_batch_gives_the_boxes_of_torch(head: str, backbone: str, tmp_path: 
     assert all(same(model, file, images, batch) >= 20 for batch in (1, 2, 3, 8))
 
 
+FREE = {  # backbone -> the size that it is built for, and others
+    "dinov3": (SIZE, ((96, 128), (64, 192), (160, 160))),
+    "convnext": (SIZE, ((96, 128), (64, 192), (160, 160))),
+    "swin": ((256, 256), ((256, 256), (256, 320), (384, 288))),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
-def test_a_convnext_takes_any_size(head: str, tmp_path: Path) -> None:
-    model, images = detector(head, "convnext"), scenes(3, seed=3)[0]
+@pytest.mark.parametrize(("head", "backbone"), list(product(HEADS, FREE)))
+def test_any_size_gives_the_boxes_of_torch(head: str, backbone: str, tmp_path: Path) -> None:
+    own, sizes = FREE[backbone]
+    model, images = detector(head, backbone, own), scenes(3, seed=3)[0]
     file = export_onnx(model, tmp_path / "model.onnx", classes=CLASSES, form=Form(free_size=True))
-    for size in ((96, 128), (64, 192), (160, 160)):
-        model.transform.size = size  # type: ignore[union-attr,assignment]
-        resized = nn.functional.interpolate(images.float(), size).to(torch.uint8)
-        assert same(model, file, resized, 2) >= 5
+    for size in sizes:
+        inputs = nn.functional.interpolate(images.float(), size).to(torch.uint8)
+        assert same(resized(model, size), file, inputs, 2) >= 5

@@ -150,10 +150,10 @@ def test_a_wrong_file_is_refused_and_the_old_one_stays(quick, tmp_path, monkeypa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "parity.json"]
 
 
-def test_a_disk_that_fills_up_leaves_the_old_pair(quick, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_the_old_pair(quick, quick_file, tmp_path, monkeypatch):
     from cvpeft.export import verify as module
 
-    made = module.export_onnx(quick, tmp_path / "made.onnx", classes=CLASSES).read_bytes()
+    made = quick_file.read_bytes()
     monkeypatch.setattr(module, "export_onnx", lambda _, path, **options: write_whole(path, made))
     folder, fsync = tmp_path / "export", os.fsync
     old = {"model.onnx": "old model", "parity.json": "old parity"}

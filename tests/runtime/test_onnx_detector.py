@@ -143,6 +143,31 @@ def test_raw_keeps_all_rows_but_padding_and_background(tmp_path):
     assert all(f.names == ("井盖",) and f.boxes.tolist() == [[1, 2, 3, 4]] for f in found)
 
 
+FREE = {"multiple_of": 32, "least": [64, 96]}
+
+
+@pytest.mark.parametrize(
+    ("free", "size", "rule"),
+    [
+        (None, (96, 160), "it takes inputs of 96 x 128, this one is 96 x 160"),
+        (FREE, (96, 120), "multiples of 32, from 64 x 96 on, this one is 96 x 120"),
+        (FREE, (32, 128), "multiples of 32, from 64 x 96 on, this one is 32 x 128"),
+    ],
+)
+def test_an_input_of_a_size_that_the_graph_cannot_take_is_refused(tmp_path, free, size, rule):
+    detector = Detector(model_file(tmp_path / "m.onnx", METADATA | {"free_size": free}))
+    with pytest.raises(DataError, match=f"E-SIZE .*{rule}") as error:
+        detector.raw(np.zeros((1, 3, *size), np.uint8))
+    assert error.value.exit_code == 2
+    assert len(detector.raw(np.zeros((2, 3, *SIZE), np.uint8))) == 2
+
+
+@pytest.mark.parametrize("free", [True, {}, FREE | {"multiple_of": 0}, FREE | {"least": [64]}, FREE | {"least": None}])
+def test_a_damaged_rule_of_sizes_is_told(tmp_path, free):
+    with pytest.raises(DataError, match="free_size is"):
+        Detector(model_file(tmp_path / "m.onnx", METADATA | {"free_size": free}))
+
+
 def test_an_array_of_the_wrong_kind_is_refused(file):
     with pytest.raises(DataError, match="uint8"):
         Detector(file)([np.zeros((10, 10, 3), np.float32)])

@@ -61,7 +61,13 @@ def test_every_answer_has_the_safe_headers(port: int) -> None:
 
 
 def test_the_page_and_its_parts_come_from_here_alone(port: int) -> None:
-    kinds = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
+    kinds = {
+        "/": "text/html",
+        "/page.css": "text/css",
+        "/words.js": "text/javascript",
+        "/page.js": "text/javascript",
+        "/icon.svg": "image/svg+xml",
+    }
     for path, kind in kinds.items():
         answer = ask(port, path)
         assert answer.status == 200

@@ -195,3 +195,34 @@ def test_it_fits_a_telephone(page: api.Page) -> None:
     drop(page, photo())
     api.expect(page.locator("#found li")).to_have_count(2)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_it_speaks_the_language_of_the_browser(tab: api.Page, port: int) -> None:
+    context = tab.context.browser.new_context(locale="zh-CN", viewport={"width": 375, "height": 700})
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{port}/")
+    api.expect(page.locator("#model")).to_have_text("2 个类别：good、井盖")
+    api.expect(page.locator("#choose")).to_have_text("选择照片")
+    drop(page, photo(768, 576))
+    told(page, "检测到 2 个。另有 1 个置信度较低，已隐藏；拖动滑块即可查看。")
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    context.close()
+
+
+def test_the_switch_changes_the_language_of_all_words_and_is_kept(page: api.Page) -> None:
+    drop(page, photo(768, 576))
+    told(page, "2 found. 1 with a lower score is hidden; move the slider to see.")
+    page.locator("#language").click()
+    told(page, "检测到 2 个。另有 1 个置信度较低，已隐藏；拖动滑块即可查看。")
+    api.expect(page.locator("#value")).to_have_text("模型自带的阈值")
+    page.reload()
+    api.expect(page.locator("#model")).to_have_text("2 个类别：good、井盖")
+    page.locator("#language").click()
+    api.expect(page.locator("#model")).to_have_text("2 classes: good, 井盖")
+
+
+def test_both_languages_say_the_same_things(page: api.Page) -> None:
+    kinds = "Object.values(WORDS).map(words => Object.entries(words).map(([key, word]) => `${key} ${typeof word}`))"
+    english, chinese = page.evaluate(kinds)
+    assert english == chinese

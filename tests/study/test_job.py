@@ -12,11 +12,13 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from cvpeft import __version__
+from cvpeft.backbone.weights import base_licence
 from cvpeft.detector.saved import load_run, run_folder
 from cvpeft.errors import ConfigError, ParityError
 from cvpeft.eval import plots
 from cvpeft.export import quantize
-from cvpeft.export.run import export_onnx_run
+from cvpeft.export.run import about_run, export_onnx_run, export_weights_run
 from cvpeft.peft.state import owned, save_owned
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.study import job
@@ -75,6 +77,72 @@ def test_other_forms_have_names_and_proofs_of_their_own(there: Path) -> None:
     assert all(found["boxes"] for found in proof["other_sizes"].values())
     assert {file: file.read_bytes() for file in before} == before
     assert made.stat().st_size < 0.7 * (export / "model.onnx").stat().st_size
+
+
+CONTRACT = {  # key -> what it must be, or a part of it; a program is fed and a reviewer informed by nothing else
+    "cvpeft_version": __version__,
+    "opset": 18,
+    "task": "detect",
+    "classes": ["good", "broke"],
+    "first_label": 1,
+    "input_size": [64, 96],
+    "input_layout": "NCHW",
+    "input_dtype": "float32",
+    "input_range": [0, 255],
+    "color_order": "RGB",
+    "resize": "letterbox",
+    "pad_value": 114,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "normalisation": "inside the graph: (images / 255 - mean) / std",
+    "box_format": "xyxy, pixels of the input",
+    "score_threshold": float,
+    "score_thresholds": {"good": float, "broke": float},
+    "nms": {"inside": True, "iou": float, "per_class": True, "max_detections": int},
+    "dynamic_axes": {"batch": "free", "height": "fixed", "width": "fixed"},
+    "free_size": None,
+    "size_fixed_because": "export.free_size was not asked for",
+    "canvas": None,
+    "merged": True,
+    "methods_in_graph": [],
+    "run": "tiny",
+    "base_model": "convnext_atto",
+    "base_sha256": re.compile("[0-9a-f]{64}"),
+    "adapter_sha256": re.compile("[0-9a-f]{64}"),
+    "data_sha256": re.compile("[0-9a-f]{64}"),
+    "licence": {"base_weights": "none: trained from random weights", "model": "not stated (export.licence)"},
+}
+
+
+def fulfils(said: object, wanted: object) -> bool:
+    """Whether metadata say what the contract wants: a value, a type, a pattern, or a mapping of these."""
+    if isinstance(wanted, dict):
+        return (
+            isinstance(said, dict)
+            and said.keys() == wanted.keys()
+            and all(map(fulfils, said.values(), wanted.values()))
+        )
+    if isinstance(wanted, type):
+        return type(said) is wanted
+    return bool(wanted.fullmatch(said)) if isinstance(wanted, re.Pattern) else said == wanted
+
+
+def test_the_metadata_are_the_whole_contract(there: Path) -> None:
+    run = there / "runs/tiny"
+    said = Detector(run / "export/model.onnx").metadata
+    assert said.keys() == CONTRACT.keys()
+    assert {key: value for key, value in said.items() if not fulfils(value, CONTRACT[key])} == {}
+    assert (
+        said["adapter_sha256"] == hashlib.sha256((run / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
+    )
+
+
+def test_the_users_licence_stands_in_every_form(there: Path) -> None:
+    run = there / "runs/tiny"
+    loaded = load_run(run, ["export.licence=CC-BY-4.0, city of Lyon"])
+    assert about_run(loaded)["licence"]["model"] == "CC-BY-4.0, city of Lyon"
+    file = export_weights_run(run, overrides=["export.licence=CC-BY-4.0"])
+    assert base_licence("convnext_atto", file) == "CC-BY-4.0 (by merged.safetensors)"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ const GOLDEN = 0.618034; // the colours of cvpeft.runtime.draw
 const at = (id) => document.getElementById(id);
 const score = at("score");
 
+let words = WORDS.en;
 let model = null;
 let photo = null; // {bitmap, answer}: what is shown
 let own = true; // each class's own threshold counts, until the slider is moved
@@ -20,10 +21,10 @@ async function ask(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The service does not answer. Is `cvpeft serve` still running?");
+    throw new Error(words.silent);
   }
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error ?? `The service answered with status ${response.status}.`);
+  if (!response.ok) throw new Error(answer.error ?? words.status(response.status));
   return answer;
 }
 
@@ -31,10 +32,26 @@ async function start() {
   model = await ask("/model");
   document.title = `${model.run ?? model.file} · cvpeft`;
   at("run").textContent = model.run ?? model.file;
-  at("model").textContent = `${model.classes.length} classes: ${model.classes.join(", ")}`;
   at("model").title = model.classes.join(", ");
-  const { megabytes, megapixels } = model.limits;
-  at("limits").textContent = `JPEG, PNG, WebP or BMP, up to ${megabytes} MB and ${megapixels} megapixels`;
+  introduce();
+}
+
+function introduce() {
+  at("model").textContent = words.classes(model.classes);
+  at("limits").textContent = words.limits(model.limits);
+}
+
+// A refusal that is being told stays in the words in which it was told.
+function speak(language) {
+  words = WORDS[language];
+  document.documentElement.lang = words.tag;
+  for (const one of document.querySelectorAll("[data-word]")) one.textContent = words[one.dataset.word];
+  at("photo").ariaLabel = words.photo;
+  at("own").title = words.own;
+  at("language").textContent = words.other;
+  at("language").lang = language === "zh" ? "en" : "zh-CN";
+  if (model) introduce();
+  if (photo) refresh();
 }
 
 const leastScore = () => Math.min(Number(score.min), ...Object.values(model.score_thresholds));
@@ -70,7 +87,7 @@ async function shrunk(file, { width, height }) {
   try {
     return await createImageBitmap(file, { resizeWidth: size[0], resizeHeight: size[1], resizeQuality: "high" });
   } catch {
-    throw new Error("The service has read this photo, but this browser cannot show it. Convert it to JPEG or PNG.");
+    throw new Error(words.unshown);
   }
 }
 
@@ -90,7 +107,7 @@ function refresh() {
   hovered = found.includes(hovered) ? hovered : null;
   at("empty").hidden = true;
   at("photo").hidden = at("controls").hidden = false;
-  at("value").textContent = own ? "the model's own" : `${Number(score.value).toFixed(2)} and above`;
+  at("value").textContent = own ? words.ownScore : words.above(Number(score.value).toFixed(2));
   at("own").disabled = own;
   tell(sentence(found.length, detections.length - found.length));
   at("found").replaceChildren(...found.map(row));
@@ -98,9 +115,9 @@ function refresh() {
 }
 
 function sentence(shown, weaker) {
-  const hidden = weaker && ` ${weaker} with a lower score ${weaker === 1 ? "is" : "are"} hidden; move the slider to see.`;
-  if (shown) return `${shown} found.${hidden || ""}`;
-  return weaker ? `Nothing found at this score.${hidden}` : "Nothing found: the model sees none of its classes here.";
+  const hidden = weaker ? words.weaker(weaker) : "";
+  if (shown) return words.found(shown) + hidden;
+  return weaker ? words.noneHere + hidden : words.none;
 }
 
 function tell(text, kind = "") {
@@ -212,5 +229,12 @@ at("own").addEventListener("click", () => {
   refresh();
 });
 
+at("language").addEventListener("click", () => {
+  const other = words === WORDS.zh ? "en" : "zh";
+  chosen(other);
+  speak(other);
+});
+
 new ResizeObserver(() => photo && refreshCanvas()).observe(at("stage"));
+speak(chosen() in WORDS ? chosen() : preferred());
 start().catch((error) => tell(error.message, "refused"));
