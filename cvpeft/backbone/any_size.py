@@ -57,13 +57,17 @@ def least_size(net: nn.Module) -> tuple[int, int]:
     """(height, width) from which on every map is larger than its window; (1, 1) of other models."""
     if not isinstance(net, SwinTransformer):
         return 1, 1
-    stages = zip(net.feature_info, net._ref_window_sizes, strict=True)
-    sides = [tuple(info["reduction"] * (side + 1) for side in window) for info, window in stages]
-    return max(height for height, _ in sides), max(width for _, width in sides)
+    strides = [info["reduction"] for info in net.feature_info]
+    windows: Any = net._ref_window_sizes  # (height, width) of each stage
+    height, width = (
+        max(stride * (window[axis] + 1) for stride, window in zip(strides, windows, strict=True)) for axis in (0, 1)
+    )
+    return height, width
 
 
 def _swin_blocks(net: SwinTransformer) -> list[Any]:
-    return [block for stage in net.layers for block in stage.blocks]
+    stages: Any = net.layers
+    return [block for stage in stages for block in stage.blocks]
 
 
 def _larger(block: Any) -> bool:

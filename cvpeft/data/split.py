@@ -161,7 +161,7 @@ def _near(groups: _Groups, *, must: bool) -> list[tuple[int, int, str, str]]:
 
 def _joined(groups: _Groups, near: Sequence[tuple[int, int, str, str]]) -> _Groups:
     """One group for all that are linked, under the key of the first."""
-    of = groups_of(len(groups.keys), near)
+    of = groups_of(len(groups.keys), [link[:2] for link in near])
     together: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for number, first in enumerate(of.tolist()):
         together[first] += groups.images[number]

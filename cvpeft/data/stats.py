@@ -16,11 +16,11 @@ SMALL, MEDIUM = 32**2, 96**2  # px², COCO's borders
 
 def stats(data: CocoData) -> str:
     """Boxes of each class by size, images with it; then the same for each domain; then boxes per image."""
-    rows = [("class", "boxes", "small", "medium", "large", "images")]
+    rows: list[tuple[str, ...]] = [("class", "boxes", "small", "medium", "large", "images")]
     rows += [_row(name, data.images, label) for label, name in enumerate(data.classes, 1)]
     rows.append(_row("all", data.images))
     domains = Counter(image.domain for image in data.images)
-    table = [("domain", "boxes", "small", "medium", "large", "images", "without boxes")]
+    table: list[tuple[str, ...]] = [("domain", "boxes", "small", "medium", "large", "images", "without boxes")]
     for name in domains:
         images = [image for image in data.images if image.domain == name]
         table.append((*_row(name, images, all_images=True), str(sum(not len(image.boxes) for image in images))))

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cvpeft.data.coco import CocoData, ImageRecord
+from cvpeft.data.pictures import jpeg
 from cvpeft.eval.review import KINDS, Finding
 from cvpeft.files import write_whole
-from cvpeft.html import escape, page, picture
+from cvpeft.html import escape, image_source, page, section
 from cvpeft.runtime.draw import colour, frame
 from cvpeft.runtime.image import decode
 
@@ -45,10 +46,9 @@ def write_gallery(
     pictures = _pictures(images, data.classes, [finding for findings in top.values() for finding in findings])
     parts = [f'<p class="quiet">{escape(note)} White: the labels. In colour: what the picture is about.</p>']
     for kind, findings in top.items():
-        parts.append(
-            f"<h2>{escape(kind)}: {len(found[kind])}</h2>\n<p>{escape(KINDS[kind])}{_first(kind, found, top)}</p>"
-        )
-        parts.append(f'<div class="cards">{"".join(_card(pictures[f], f, images[f.image_id]) for f in findings)}</div>')
+        text = f"<p>{escape(KINDS[kind])}{_first(kind, found, top)}</p>"
+        cards = "".join(_card(pictures[f], f, images[f.image_id]) for f in findings)
+        parts.append(section(f"{kind}: {len(found[kind])}", f'{text}<div class="photos cut">{cards}</div>'))
     html, table = folder / "review.html", folder / "review.json"
     write_whole(table, json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(html, page(title, "\n".join(parts)))
@@ -68,18 +68,21 @@ def _card(image: str, finding: Finding, record: ImageRecord) -> str:
     }[finding.kind]
     x, y, w, h = (round(side) for side in finding.box)
     where = f"{record.file_name}, {w} x {h} px at ({x}, {y})"
-    return f"<figure>{image}<figcaption>{escape(told)}<span>{escape(where)}</span></figcaption></figure>"
+    return (
+        f'<figure><img alt="{escape(finding.kind)}" src="{image}">'
+        f"<figcaption><strong>{escape(told)}</strong>{escape(where)}</figcaption></figure>"
+    )
 
 
 def _pictures(
     images: Mapping[int, ImageRecord], classes: Sequence[str], findings: Sequence[Finding]
 ) -> dict[Finding, str]:
-    """Each photo is decoded once, however many findings lie in it."""
+    """The source of each finding's picture; a photo is decoded once, however many findings lie in it."""
     by_image: dict[int, list[Finding]] = defaultdict(list)
     for finding in findings:
         by_image[finding.image_id].append(finding)
     return {
-        finding: picture(_crop(pixels, images[number], finding, classes), f"{finding.kind}: {finding.name}")
+        finding: image_source("jpeg", jpeg(_crop(pixels, images[number], finding, classes)))
         for number, own in by_image.items()
         for pixels in (decode(images[number].path)[0],)
         for finding in own

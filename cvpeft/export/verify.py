@@ -295,7 +295,7 @@ def _other_sizes(
     least = Detector(path).metadata["free_size"]["least"]
     found = {}
     for factor in OTHER_SIZES:
-        sides = zip(detector.transform.size, least, strict=True)  # type: ignore[union-attr,arg-type]
+        sides = zip(detector.transform.size, least, strict=True)  # type: ignore[arg-type]
         height, width = (max(low, round(side * factor / STEP) * STEP) for side, low in sides)
         other = resized(detector, (height, width))
         inputs = [nn.functional.interpolate(image[None].float(), (height, width))[0].byte() for image in images]

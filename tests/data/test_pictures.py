@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,19 @@ from .sets import coco, write
 
 
 def test_boxes_lie_where_the_json_says(tmp_path: Path) -> None:
-    data = load_coco([write(tmp_path, coco(1))])
-    picture = np.asarray(labelled(data.images[0], data.classes, 50))  # half the size
-    assert picture.shape == (30, 50, 3)
-    near = np.abs(picture[10, [9, 24]].astype(int) - (colour(1), colour(2)))  # lower sides of (5 and 35, 10, 20, 10)
-    assert near.max() <= 40  # letters are blended over the line; colours of classes differ by more
+    Image.new("RGB", (400, 240)).save(tmp_path / "1.png")
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 400, "height": 240}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [100, 100, 200, 80]}],
+        "categories": [{"id": 1, "name": "good"}],
+    }
+    (tmp_path / "berlin.json").write_text(json.dumps(content))
+    data = load_coco([tmp_path / "berlin.json"])
+    picture = np.asarray(labelled(data.images[0], data.classes, 200))  # half the size: x 50 to 150, y 50 to 90
+    assert picture.shape == (120, 200, 3)
+    sides = picture[[70, 70, 90], [50, 150, 100]]  # left, right, lower; the name lies over the upper one
+    assert sides.tolist() == [list(colour(1))] * 3
+    assert not picture[70, 60:140].any()
 
 
 def test_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

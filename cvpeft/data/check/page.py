@@ -1,24 +1,23 @@
-"""What was found, as one page with pictures: no script, nothing from elsewhere, light or dark as the reader has it."""
+"""What was found, as one page with pictures."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from cvpeft import html
 from cvpeft.data.check.classes import class_counts
 from cvpeft.data.check.finding import Case, Finding
 from cvpeft.data.check.run import Outcome
 from cvpeft.data.coco import ImageRecord
 from cvpeft.data.pictures import jpeg, labelled
 from cvpeft.errors import DataError
+from cvpeft.html import escape, image_source, section
 
 __all__ = ["page"]
 
@@ -27,7 +26,6 @@ PHOTOS, SIDE = 12, 640  # images that are shown, px of their longer side
 DOTS = 2000  # boxes in the picture of sizes
 HEAT = (36, 48)  # rows and columns of the heat map
 DARK, BRIGHT = np.array((20, 24, 60)), np.array((255, 210, 70))  # colours of its ends
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 PLOT, EDGE = (420, 300), 40  # px of the picture of sizes, and of its margin
 LIMITS = (32, 96)  # px, COCO's borders between small, medium and large
 
@@ -35,30 +33,19 @@ LIMITS = (32, 96)  # px, COCO's borders between small, medium and large
 def page(outcome: Outcome, program: str) -> str:
     """The page as HTML; `program` is the mark by which a later call knows it."""
     case = outcome.case
-    style = files("cvpeft.data.check").joinpath("page.css").read_text("utf-8")
-    title = "Data check: " + ", ".join(split.name for split in case.splits)
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="{program}">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{style}</style>",
-        f"<h1>{escape(title)}</h1>",
         _verdict(outcome),
         _list("Errors", "error", outcome),
         _list("Warnings", "warning", outcome),
-        _section("Images and boxes", _table(case)),
+        section("Images and boxes", _table(case)),
         '<div class="pair">',
-        _section("Where boxes lie", _heat(case)),
-        _section("How large boxes are", _sizes(case)),
+        section("Where boxes lie", _heat(case)),
+        section("How large boxes are", _sizes(case)),
         "</div>",
-        _section("Images to look at first", _photos(outcome)),
-        "</html>\n",
+        section("Images to look at first", _photos(outcome)),
     ]
-    return "\n".join(part for part in parts if part)
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+    title = "Data check: " + ", ".join(split.name for split in case.splits)
+    return html.page(title, "\n".join(part for part in parts if part), generator=program)
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -80,7 +67,7 @@ def _list(title: str, level: str, outcome: Outcome) -> str:
     counts = ", ".join(f"{n} {code}" for code, n in Counter(f.code for f in found).most_common())
     rows = "".join(_row(finding) for finding in found[:LISTED])
     more = f"<p>and {len(found) - LISTED} more in the json report</p>" if len(found) > LISTED else ""
-    return _section(title, f'<p class="quiet">{escape(counts)}</p><ol class="findings">{rows}</ol>{more}')
+    return section(title, f'<p class="quiet">{escape(counts)}</p><ol class="findings">{rows}</ol>{more}')
 
 
 def _row(finding: Finding) -> str:
@@ -126,7 +113,7 @@ def _heat(case: Case) -> str:
     Image.fromarray((DARK + share * (BRIGHT - DARK)).round().astype(np.uint8)).save(picture, "PNG")
     alt = "heat map of boxes over the image area"
     note = f"Bright: covered by up to {int(heat.max())} boxes; all images drawn to one size."
-    return f'<img class="heat" alt="{alt}" src="{_data("png", picture.getvalue())}"><small>{note}</small>'
+    return f'<img class="heat" alt="{alt}" src="{image_source("png", picture.getvalue())}"><small>{note}</small>'
 
 
 def _sizes(case: Case) -> str:
@@ -192,14 +179,10 @@ def _photos(outcome: Outcome) -> str:
 
 def _figure(split: str, image: ImageRecord, codes: str, classes: tuple[str, ...]) -> str:
     try:
-        source = _data("jpeg", jpeg(labelled(image, classes, SIDE), 80))
+        source = image_source("jpeg", jpeg(labelled(image, classes, SIDE), 80))
         picture = f'<img alt="{escape(image.file_name)} with its boxes" src="{source}">'
     except DataError as fault:
         picture = f"<p>{escape(str(fault))}</p>"
     boxes = f"{len(image.boxes)} {'box' if len(image.boxes) == 1 else 'boxes'}"
     caption = escape(f"{split}: {image.file_name}, {boxes}, {codes}")
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-
-
-def _data(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
