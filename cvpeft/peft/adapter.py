@@ -111,6 +111,18 @@ class Adapter(nn.Module):
         """
         return None
 
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        """Settings that take over what HF peft stored at one place; None where that is another method.
+
+        stored: its settings are the whole adapter_config.json.
+        """
+        return None
+
+    def settled_hf(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors that HF peft stored at this place, in the one form that `to_hf` gives where it knows several."""
+        return tensors
+
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
         """Own tensors of a weighted mix of several trained states of this Adapter: their weighted sum.
 

@@ -112,6 +112,13 @@ class Lora(Adapter):
         alpha = self.scale * len(A)
         return Foreign("LORA", {"lora_A.weight": A, "lora_B.weight": B}, {}, len(A), alpha, "lora_alpha")
 
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        if stored.kind != "LORA" or stored.settings.get("use_dora"):
+            return None
+        dropout = stored.settings.get("lora_dropout")
+        return {"rank": stored.rank, "alpha": stored.alpha, **({"dropout": dropout} if dropout else {})}
+
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
         """The weighted sum of the changes B A, cut to the rank by its SVD: a sum of factors would mix their products.
 
