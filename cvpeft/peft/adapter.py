@@ -18,8 +18,8 @@ from cvpeft.errors import AdapterError
 from cvpeft.types import Site
 
 __all__ = [
-    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "canonical", "check_compound", "in_own_type",
-    "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
+    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "by_class", "canonical", "check_compound",
+    "in_own_type", "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -130,6 +130,19 @@ class Adapter(nn.Module):
         """
         return weighted_sum(states, weights)
 
+    @classmethod
+    def penalty(cls, adapters: Sequence[Self]) -> Tensor | None:
+        """A term of the loss, for all Adapters of this class in a model; None where the method has none."""
+        return None
+
+    @classmethod
+    def after_step(cls, adapters: Sequence[Self], step: int, total: int) -> None:
+        """Called with all Adapters of this class after each optimizer step, while its gradients are there.
+
+        step: from 0, of `total`. What it has to remember goes into buffers that are not persistent: they are saved in
+        the state of training, and not in the adapter.
+        """
+
     def train(self, mode: bool = True) -> Self:
         train_owned(self, mode)
         return self
@@ -236,6 +249,15 @@ def adapters(model: nn.Module) -> dict[str, list[Adapter]]:
     for place in walk(model):
         if isinstance(place.module, Adapter):
             found.setdefault(place.path, []).insert(0, place.module)
+    return found
+
+
+def by_class(model: nn.Module) -> dict[type[Adapter], list[Adapter]]:
+    """The Adapters of a model in its order, those of one class together."""
+    found: dict[type[Adapter], list[Adapter]] = {}
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            found.setdefault(type(module), []).append(module)
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cvpeft.errors import AdapterError, CheckpointError
 from cvpeft.peft.adapter import Adapter, Dense, Foreign, adapters
 from cvpeft.peft.hf_folder import PREFIX, HfFolder, read_hf
-from cvpeft.peft.inject import MethodSpec, methods
+from cvpeft.peft.inject import MethodSpec, adapter_class, methods
 from cvpeft.peft.state import owned
 
 __all__ = ["methods_of", "start_from_hf", "to_hf"]
@@ -70,11 +70,12 @@ def methods_of(folder: Path) -> list[MethodSpec]:
     CheckpointError: the folder is none, or holds a kind that is not here.
     """
     stored = read_hf(folder)
-    known = {name: method for name, method in methods().items() if isinstance(method, type)}
-    for name, method in known.items():
-        settings = {path: method.from_hf(form) for path, form in stored.places.items()}
-        if settings and None not in settings.values():
-            return [MethodSpec(name, tuple(settings), _with_patterns(settings))]  # type: ignore[arg-type]
+    for name, method in methods().items():
+        if kind := adapter_class(method):
+            each = {path: kind.from_hf(form) for path, form in stored.places.items()}
+            settings = {path: one for path, one in each.items() if one is not None}
+            if settings and len(settings) == len(each):
+                return [MethodSpec(name, tuple(settings), _with_patterns(settings))]
     what = f"it holds {stored.kind} at {len(stored.places)} places, which no method here takes up"
     raise CheckpointError("FOREIGN", what, where=str(folder), fix="start from another folder, or from none")
 

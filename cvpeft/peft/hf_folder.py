@@ -39,7 +39,7 @@ SPENT = {
     "d_initial", "projection_prng_key", "save_projection", "vera_dropout", "rank_dropout", "rank_dropout_scale",
     "module_dropout", "decompose_both", "use_effective_conv2d", "eva_config", "megatron_core", "qalora_group_size",
 }  # fmt: skip
-NOTHING = (None, False, "none", 0, {}, [])
+NOTHING: tuple[object, ...] = (None, False, "none", 0, {}, [])
 STARTS = (True, False, "true", "gaussian", "eva", "orthogonal")  # those that leave the base as it is
 
 

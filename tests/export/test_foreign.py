@@ -24,7 +24,20 @@ from cvpeft.train.loop import train
 from tests.contracts.cases import REFUSED, adapted, base, features, images, sites, trained
 from tests.helpers import ellipses, settings
 
-VARIANTS = ("lora", "lora-qv", "lora-pissa", "lora-gated", "dora", "loha", "lokr", "vera", "ia3", "norm", "lokr-whole")
+VARIANTS = (
+    "lora",
+    "lora-qv",
+    "lora-pissa",
+    "lora-gated",
+    "dora",
+    "loha",
+    "lokr",
+    "vera",
+    "ia3",
+    "norm",
+    "lokr-whole",
+    "adalora",
+)
 PAIRS = [
     (variant, family)
     for variant in VARIANTS
