@@ -32,7 +32,7 @@ FACTORS = ("P", "values", "Q")
 class AdaLora(WeightChange):
     """Singular triplets under one budget; R (I k k + O + 1) parameters, and twice as many numbers while training.
 
-    rank: R, at the start. target: triplets that are left in the end, on average over all places.
+    rank: R, at the start. target: triplets that are left in the end, on average over all places; empty: two thirds of R.
     alpha: the change is scaled by alpha / rank; empty: 2 rank. warmup, settle: parts of all steps at the beginning and
     the end in which no triplet is cut. every: steps between two cuts. smoothing: of both moving averages.
     orthogonality: factor of the penalty, the mean of |P'P - 1| and |QQ' - 1| over all places.
@@ -46,7 +46,7 @@ class AdaLora(WeightChange):
         site: Site,
         *,
         rank: int = 12,
-        target: int = 8,
+        target: int | None = None,
         alpha: float | None = None,
         warmup: float = 0.1,
         settle: float = 0.3,
@@ -56,6 +56,7 @@ class AdaLora(WeightChange):
     ) -> None:
         super().__init__(base, site)
         check_rank(self.method, rank, alpha)
+        target = max(1, 2 * rank // 3) if target is None else target
         if not 1 <= target <= rank or every < 1 or orthogonality < 0:
             what = f"target {target} of rank {rank}, every {every}, orthogonality {orthogonality:g}"
             raise AdapterError("ADALORA", what, fix="set target from 1 to rank, every from 1, orthogonality from 0")
