@@ -32,7 +32,7 @@ FACTORS = ("P", "values", "Q")
 class AdaLora(WeightChange):
     """Singular triplets under one budget; R (I k k + O + 1) parameters, and twice as many numbers while training.
 
-    rank: R, at the start. target: triplets that are left in the end, on average over all places; empty: two thirds of R.
+    rank: R, at the start. target: triplets left in the end, on average over all places; empty: two thirds of R.
     alpha: the change is scaled by alpha / rank; empty: 2 rank. warmup, settle: parts of all steps at the beginning and
     the end in which no triplet is cut. every: steps between two cuts. smoothing: of both moving averages.
     orthogonality: factor of the penalty, the mean of |P'P - 1| and |QQ' - 1| over all places.
