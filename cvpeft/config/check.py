@@ -39,7 +39,8 @@ def checked(tree: Node, signatures: Mapping[str, inspect.Signature] | None, faul
     settings: Settings | None = _valid(Settings.model_validate_json, plain, tree, Settings, "", faults)
     if settings is None:
         return None
-    if settings.peft.mode == "adapters" and not methods and not faults:
+    needed = settings.peft.mode == "adapters" and not settings.peft.from_
+    if needed and not methods and not faults:
         where = tree.deepest("peft", "methods").origin
         faults.append(
             Fault(where, "peft.methods is empty, and mode 'adapters' needs at least one; add for example '- lora'")

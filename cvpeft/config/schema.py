@@ -131,7 +131,9 @@ class Peft(Section):
     )
     methods: tuple[Method, ...] = Field((), description="methods to attach, in order; mode adapters only")
     from_: Path | None = Field(
-        None, alias="from", description="folder of HF peft, whose values the methods start from; it must hold the same"
+        None,
+        alias="from",
+        description="folder of HF peft to start from; where no methods are given they follow from it",
     )
 
     @field_validator("methods")

@@ -16,11 +16,12 @@ from cvpeft.backbone.sites import sites
 from cvpeft.config import schema
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Dense, tensors, walk
+from cvpeft.peft.foreign import methods_of
 from cvpeft.peft.inject import MethodSpec, freeze, inject, make_dense, probe, stop_gradients
 from cvpeft.peft.state import owned
 from cvpeft.types import Site
 
-__all__ = ["adapt", "parts"]
+__all__ = ["adapt", "parts", "with_methods"]
 
 BODY, NECK = "backbone.body.", "backbone.neck."
 # torchvision's names of the layers that give scores and boxes: what a site has to learn anew, and small
@@ -36,6 +37,7 @@ def adapt(model: nn.Module, peft: schema.Peft, *, seed: int = 0) -> list[Site]:
     """
     if peft.mode == "full":
         return []
+    peft = with_methods(peft)
     if peft.mode == "adapters" and not peft.methods:
         raise AdapterError(
             "METHOD",
@@ -59,6 +61,17 @@ def adapt(model: nn.Module, peft: schema.Peft, *, seed: int = 0) -> list[Site]:
     if taken:
         _probe(model, whole)
     return taken
+
+
+def with_methods(peft: schema.Peft) -> schema.Peft:
+    """The same section, where methods are not given those that take over the folder of HF peft it starts from.
+
+    CheckpointError: there is no such folder, or it holds what no method takes up.
+    """
+    if peft.methods or peft.from_ is None:
+        return peft
+    found = [schema.Method(name=s.name, targets=s.targets, settings=dict(s.settings)) for s in methods_of(peft.from_)]
+    return peft.model_copy(update={"methods": tuple(found)})
 
 
 def _attach(model: nn.Module, specs: list[MethodSpec], whole: bool) -> list[Site]:

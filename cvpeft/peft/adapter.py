@@ -18,8 +18,8 @@ from cvpeft.errors import AdapterError
 from cvpeft.types import Site
 
 __all__ = [
-    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "canonical", "check_compound", "in_own_type",
-    "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
+    "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "by_class", "canonical", "check_compound",
+    "in_own_type", "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -111,12 +111,37 @@ class Adapter(nn.Module):
         """
         return None
 
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        """Settings that take over what HF peft stored at one place; None where that is another method.
+
+        stored: its settings are the whole adapter_config.json.
+        """
+        return None
+
+    def settled_hf(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors that HF peft stored at this place, in the one form that `to_hf` gives where it knows several."""
+        return tensors
+
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
         """Own tensors of a weighted mix of several trained states of this Adapter: their weighted sum.
 
         states: own tensors by their names below the Adapter. Override it where a sum of tensors is no sum of changes.
         """
         return weighted_sum(states, weights)
+
+    @classmethod
+    def penalty(cls, adapters: Sequence[Self]) -> Tensor | None:
+        """A term of the loss, for all Adapters of this class in a model; None where the method has none."""
+        return None
+
+    @classmethod
+    def after_step(cls, adapters: Sequence[Self], step: int, total: int) -> None:
+        """Called with all Adapters of this class after each optimizer step, while its gradients are there.
+
+        step: from 0, of `total`. What it has to remember goes into buffers that are not persistent: they are saved in
+        the state of training, and not in the adapter.
+        """
 
     def train(self, mode: bool = True) -> Self:
         train_owned(self, mode)
@@ -224,6 +249,15 @@ def adapters(model: nn.Module) -> dict[str, list[Adapter]]:
     for place in walk(model):
         if isinstance(place.module, Adapter):
             found.setdefault(place.path, []).insert(0, place.module)
+    return found
+
+
+def by_class(model: nn.Module) -> dict[type[Adapter], list[Adapter]]:
+    """The Adapters of a model in its order, those of one class together."""
+    found: dict[type[Adapter], list[Adapter]] = {}
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            found.setdefault(type(module), []).append(module)
     return found
 
 

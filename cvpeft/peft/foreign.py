@@ -5,7 +5,6 @@ HF peft knows one kind of method a folder. Only what stands in the model itself 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError, CheckpointError
 from cvpeft.peft.adapter import Adapter, Dense, Foreign, adapters
+from cvpeft.peft.hf_folder import PREFIX, HfFolder, read_hf
+from cvpeft.peft.inject import MethodSpec, adapter_class, methods
 from cvpeft.peft.state import owned
 
-__all__ = ["start_from_hf", "to_hf"]
-
-PREFIX = "base_model.model."
+__all__ = ["methods_of", "start_from_hf", "to_hf"]
 
 
 def to_hf(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -43,62 +40,77 @@ def start_from_hf(model: nn.Module, folder: Path) -> None:
     changed then.
     """
     forms, first = _forms(model)
-    config, content = _read(folder)
-    here = _named({"peft_type": first.kind, **first.settings})
-    if _named(config) != here:
-        raise _unlike(folder, f"it holds {_named(config)}, the config's methods are {here}")
+    stored = read_hf(folder)
+    here = first.kind + (" with use_dora" if first.settings.get("use_dora") else "")
+    if stored.kind != here:
+        raise _unlike(folder, f"it holds {stored.kind}, the config's methods are {here}")
+    found = _given(model, stored)
     wanted = {f"{PREFIX}{path}.{name}": t for path, form in forms.items() for name, t in form.tensors.items()}
     wanted |= first.shared
-    if wrong := sorted(wanted.keys() ^ content.keys()):
+    if wrong := sorted(wanted.keys() ^ found.keys()):
         raise _unlike(folder, f"{len(wrong)} tensors are in one of the two alone, first {', '.join(wrong[:3])}")
     for key, tensor in wanted.items():
-        if content[key].shape != tensor.shape:
-            raise _unlike(folder, f"{key} is {tuple(content[key].shape)}, here {tuple(tensor.shape)}")
+        if found[key].shape != tensor.shape:
+            raise _unlike(folder, f"{key} is {tuple(found[key].shape)}, here {tuple(tensor.shape)}")
     for path, form in forms.items():
-        if form.alpha is not None and not math.isclose(_alpha(config, path, form), form.alpha, rel_tol=1e-6):
-            raise _unlike(folder, f"alpha at {path} is {_alpha(config, path, form):g}, here {form.alpha:g}")
+        _check_numbers(folder, path, stored.places[path], form)
     storages = {t.untyped_storage().data_ptr() for t in owned(model).values()}
     if computed := [key for key, t in wanted.items() if t.untyped_storage().data_ptr() not in storages]:
         what = f"{computed[0]} is no tensor of this method but made of several"
-        raise AdapterError(
-            "FOREIGN", what, why="it cannot be taken over", fix="leave gates, starts and parts of qkv out"
-        )
+        fix = "leave peft.methods out, then they follow from the folder"
+        raise AdapterError("FOREIGN", what, why="it cannot be taken over", fix=fix)
     with torch.no_grad():
         for key, tensor in wanted.items():
-            tensor.copy_(content[key])
+            tensor.copy_(found[key])
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        content = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        what = f"no folder of HF peft with adapter_config.json and adapter_model.safetensors ({error})"
-        raise CheckpointError(
-            "FOREIGN", what, where=str(folder), fix="name the folder that save_pretrained wrote"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError("FOREIGN", "adapter_config.json is no object", where=str(folder))
-    return config, content
+def methods_of(folder: Path) -> list[MethodSpec]:
+    """The method that takes over what a folder of HF peft holds: targets, rank and scale of every place.
+
+    CheckpointError: the folder is none, or holds a kind that is not here.
+    """
+    stored = read_hf(folder)
+    for name, method in methods().items():
+        if kind := adapter_class(method):
+            each = {path: kind.from_hf(form) for path, form in stored.places.items()}
+            settings = {path: one for path, one in each.items() if one is not None}
+            if settings and len(settings) == len(each):
+                return [MethodSpec(name, tuple(settings), _with_patterns(settings))]
+    what = f"it holds {stored.kind} at {len(stored.places)} places, which no method here takes up"
+    raise CheckpointError("FOREIGN", what, where=str(folder), fix="start from another folder, or from none")
+
+
+def _with_patterns(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of most places, and as `patterns` those that differ."""
+    every = list(settings.values())
+    common = max(every, key=every.count)
+    special = {path: dict(one) for path, one in settings.items() if one != common}
+    return {**common, "patterns": special} if special else dict(common)
+
+
+def _given(model: nn.Module, stored: HfFolder) -> dict[str, Tensor]:
+    """The folder's tensors by their whole names, at each place in the one form that the method there gives."""
+    here = adapters(model)
+    found = dict(stored.shared)
+    for path, form in stored.places.items():
+        tensors = here[path][0].settled_hf(form.tensors) if path in here else form.tensors
+        found |= {f"{PREFIX}{path}.{name}": tensor for name, tensor in tensors.items()}
+    return found
+
+
+def _check_numbers(folder: Path, path: str, there: Foreign, here: Foreign) -> None:
+    for name in ("rank", "alpha"):
+        theirs, ours = getattr(there, name), getattr(here, name)
+        if ours is not None and not math.isclose(theirs or 0, ours, rel_tol=1e-6):
+            raise _unlike(folder, f"{name} at {path} is {theirs or 0:g}, here {ours:g}")
+    if there.lists != here.lists:
+        inputs = "inputs" if there.lists else "outputs"
+        raise _unlike(folder, f"{path} has its {inputs} scaled, here it is the other side")
 
 
 def _unlike(folder: Path, what: str) -> CheckpointError:
-    fix = "write peft.methods as that folder's adapter_config.json has them"
+    fix = "leave peft.methods out, then they follow from the folder"
     return CheckpointError("FOREIGN", what, where=str(folder), why="its values belong to another method", fix=fix)
-
-
-def _named(config: Mapping[str, Any]) -> str:
-    return f"{config.get('peft_type')}{' with use_dora' if config.get('use_dora') else ''}"
-
-
-def _alpha(config: Mapping[str, Any], path: str, form: Foreign) -> float:
-    """What the folder scales a site by, as an alpha that is divided by the rank."""
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next(
-        (a for key, a in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", path)), config.get(form.alpha_name)
-    )
-    root = math.sqrt(form.rank) if config.get("use_rslora") and form.rank else 1.0
-    return float(alpha or 0) * root
 
 
 def _forms(model: nn.Module) -> tuple[dict[str, Foreign], Foreign]:

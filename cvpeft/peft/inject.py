@@ -24,7 +24,17 @@ from cvpeft.peft import methods as folder
 from cvpeft.peft.adapter import Adapter, BypassError, Dense, adapters, plain, train_owned, walk
 from cvpeft.types import Site
 
-__all__ = ["MethodSpec", "freeze", "inject", "make_dense", "methods", "probe", "signatures", "stop_gradients"]
+__all__ = [
+    "MethodSpec",
+    "adapter_class",
+    "freeze",
+    "inject",
+    "make_dense",
+    "methods",
+    "probe",
+    "signatures",
+    "stop_gradients",
+]
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,13 @@ def methods() -> dict[str, Method]:
 def _method_of(module: Any) -> Method:
     if hasattr(module, "expand"):
         return module.expand
-    own = [c for c in map(_adapter_class, vars(module).values()) if c and c.__module__ == module.__name__]
+    own = [c for c in map(adapter_class, vars(module).values()) if c and c.__module__ == module.__name__]
     (method,) = [c for c in own if not c.__name__.startswith("_")]
     return method
 
 
-def _adapter_class(method: Any) -> type[Adapter] | None:
+def adapter_class(method: Any) -> type[Adapter] | None:
+    """The class of a method that is one; None for a list of others."""
     return method if isinstance(method, type) and issubclass(method, Adapter) else None
 
 
@@ -73,7 +84,7 @@ def signatures() -> dict[str, inspect.Signature]:
 def _signature(method: Method) -> inspect.Signature:
     parameters = inspect.signature(method, eval_str=True).parameters.values()
     settings = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    if _adapter_class(method):
+    if adapter_class(method):
         patterns = dict[str, dict[str, Any]]
         settings.append(inspect.Parameter("patterns", inspect.Parameter.KEYWORD_ONLY, default={}, annotation=patterns))
     return inspect.Signature(settings)
@@ -118,7 +129,7 @@ def _expanded(specs: Iterable[MethodSpec], registry: Mapping[str, Method]) -> li
             raise AdapterError("METHOD", f"no method '{spec.name}'{_near(spec.name, registry)}", fix=_list(registry))
         method = registry[spec.name]
         _check_settings(method, spec.name, spec.settings)
-        if adapter := _adapter_class(method):
+        if adapter := adapter_class(method):
             flat.append((adapter, spec))
         else:
             flat += _expanded(cast(Expand, method)(**spec.settings), registry)

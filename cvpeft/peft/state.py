@@ -20,7 +20,17 @@ from cvpeft.errors import AdapterError, CheckpointError
 from cvpeft.files import write_whole
 from cvpeft.peft.adapter import Adapter, Dense, Place, tensors, walk
 
-__all__ = ["disabled", "fingerprint", "load_owned", "lr_factors", "owned", "read_owned", "save_owned", "undecayed"]
+__all__ = [
+    "disabled",
+    "fingerprint",
+    "load_owned",
+    "lr_factors",
+    "owned",
+    "read_owned",
+    "remembered",
+    "save_owned",
+    "undecayed",
+]
 
 
 def owned(model: nn.Module) -> dict[str, Tensor]:
@@ -50,6 +60,17 @@ def _owned_at(place: Place) -> list[tuple[str, Tensor]]:
         return own
     trains = not place.in_base and any(tensor.requires_grad for _, tensor in own)
     return [(n, t) for n, t in own if trains and (t.requires_grad or not isinstance(t, nn.Parameter))]
+
+
+def remembered(model: nn.Module) -> dict[str, Tensor]:
+    """Canonical key -> what methods remember while they train and no adapter holds: their buffers not persistent."""
+    return {
+        f"{place.prefix}.{name}": buffer
+        for place in walk(model)
+        if isinstance(place.module, Adapter)
+        for name, buffer in place.module.named_buffers(recurse=False)
+        if name in place.module._non_persistent_buffers_set
+    }
 
 
 def undecayed(model: nn.Module) -> frozenset[str]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import TypeVar
 
 import onnxruntime
 import torch
@@ -25,13 +26,15 @@ from cvpeft.study.timing import detector_calls
 
 __all__ = ["Benchmark", "benchmark"]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Benchmark:
     """Median milliseconds of one network input by name of the form; the first is what the others are compared with."""
 
     inputs: dict[str, float]
-    switch: float | None  # of putting another adapter in
+    switches: dict[str, float]  # of putting another adapter in, by name of the runtime
     about: str
 
     def table(self) -> str:
@@ -39,8 +42,9 @@ class Benchmark:
         first, reference = next(iter(self.inputs.items()))
         lines = [self.about, "", f"| form | ms an input | of {first} |", "|---|--:|--:|"]
         lines += [f"| {name} | {ms:.1f} | {ms / reference:.2f} |" for name, ms in self.inputs.items()]
-        if self.switch is not None:
-            lines += ["", f"Putting another adapter in: {self.switch:.1f} ms."]
+        if self.switches:
+            each = ", ".join(f"{ms:.1f} ms in {name}" for name, ms in self.switches.items())
+            lines += ["", f"Putting another adapter in: {each}."]
         return "\n".join(lines)
 
 
@@ -48,7 +52,8 @@ def benchmark(runs: Sequence[Path], *, rounds: int = 20) -> Benchmark:
     """Time the first run on one of its own images, on the CPU, one image at a time, all forms in turn.
 
     unmerged: as trained. merged: folded, where it can be. base: its methods switched off. Then every .onnx file in its
-    export folder. runs: several of one base also give the time that exchanging their adapters takes.
+    export folder. runs: several of one base also give the time that exchanging their adapters takes, as do the adapter
+    files of cities beside base.onnx.
     ConfigError: no run.
     """
     if not runs:
@@ -56,7 +61,7 @@ def benchmark(runs: Sequence[Path], *, rounds: int = 20) -> Benchmark:
     loaded = load_run(runs[0])
     image = verification_inputs(loaded, 1)[0]
     times = side_by_side({**_torch_forms(loaded, image), **_onnx_forms(runs[0], image)}, rounds=rounds)
-    return Benchmark(median_ms(times), _switch(runs, rounds) if len(runs) > 1 else None, _about(loaded, rounds))
+    return Benchmark(median_ms(times), _switches(runs, rounds), _about(loaded, rounds))
 
 
 def _torch_forms(loaded: LoadedRun, image: Tensor) -> dict[str, Callable[[], object]]:
@@ -77,10 +82,23 @@ def _onnx_forms(run: Path, image: Tensor) -> dict[str, Callable[[], object]]:
     return {f"ONNX Runtime, {file.name}": partial(Detector(file, threads=threads).raw, pixels) for file in files}
 
 
-def _switch(runs: Sequence[Path], rounds: int) -> float:
-    bank = AdapterBank({str(run): run for run in runs})
-    names = cycle(bank.names[1:] + bank.names[:1])
-    return median_ms(side_by_side({"switch": lambda: bank.use(next(names))}, rounds=rounds))["switch"]
+def _switches(runs: Sequence[Path], rounds: int) -> dict[str, float]:
+    """Milliseconds of putting another adapter in; the base stays in memory, no input is computed."""
+    calls: dict[str, Callable[[], object]] = {}
+    if len(runs) > 1:
+        bank = AdapterBank({str(run): run for run in runs})
+        calls["torch"] = _in_turn(bank.use, bank.names[1:] + bank.names[:1])
+    export = runs[0] / "export"
+    if files := sorted((export / "cities").glob("*.onnx_adapter")):
+        detector = Detector(export / "base.onnx")
+        calls["ONNX Runtime"] = _in_turn(detector.use, [*files, None])  # None: the base file's own
+    return median_ms(side_by_side(calls, rounds=rounds))
+
+
+def _in_turn(use: Callable[[T], object], adapters: Sequence[T]) -> Callable[[], object]:
+    """A call that puts the next of the adapters in, never the one that is there."""
+    following = cycle(adapters)
+    return lambda: use(next(following))
 
 
 def _about(loaded: LoadedRun, rounds: int) -> str:

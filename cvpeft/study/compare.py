@@ -172,7 +172,8 @@ def _plans(asked: _Asked, factors: Mapping[str, float]) -> list[Plan]:
         for row in rows
         for seed in seeds
     ]
-    if not all(plan.settings.peft.methods for plan in plans if plan.mode == "adapters"):
+    sections = [plan.settings.peft for plan in plans if plan.mode == "adapters"]
+    if not all(peft.methods or peft.from_ for peft in sections):
         where = str(find_config(asked.config)[0])
         raise ConfigError("COMPARE", "peft.methods is empty", where=where, why="Mode adapters would be frozen")
     return plans

@@ -48,7 +48,6 @@ Adapter takes the place of one module and computes something of the same signatu
 taps every block and adds to the last map. It would be a backbone, not a method. What saves that memory here is
 `partial`, which trains the last blocks alone."""
 MOST_ROLES = 6  # more are counted
-SMALL = {"rank": 4}  # ranks that the small models' channels allow
 
 
 def methods_page() -> str:
@@ -132,5 +131,5 @@ def _folds(adapters: list[Adapter]) -> str:
 def _papers(name: str) -> str:
     method = methods()[name]
     text = sys.modules[method.__module__].__doc__ or ""
-    numbers = dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", text))
+    numbers = dict.fromkeys(re.findall(r"\b\d{4}\.\d{4,5}\b", text))
     return ", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in numbers)

@@ -23,7 +23,7 @@ from cvpeft.data.check.run import tell_quick_check
 from cvpeft.data.loader import Batch, dead_worker, eval_loader, train_loader
 from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
-from cvpeft.detector.adapt import adapt, parts
+from cvpeft.detector.adapt import adapt, parts, with_methods
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import describe, save_adapter
@@ -31,6 +31,7 @@ from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
 from cvpeft.files import sweep
+from cvpeft.peft.adapter import by_class
 from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
@@ -61,6 +62,7 @@ def train(settings: schema.Settings) -> Path:
     ConfigError: the folder holds another or a finished run. NumericalError: the loss is not finite.
     Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
+    settings = settings.model_copy(update={"peft": with_methods(settings.peft)})
     with open_run(settings) as folder:
         handler = log_to(folder / "log.txt")
         try:
@@ -224,6 +226,8 @@ def _step(t: Trainer, batches: list[Batch]) -> dict[str, float]:
     for group in t.optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
     t.optimizer.step()
+    for kind, same in by_class(t.model).items():
+        kind.after_step(same, t.progress.step, t.total_steps)
     t.optimizer.zero_grad(set_to_none=True)
     t.ema.update(owned(t.model))
     t.progress.step += 1
@@ -231,12 +235,14 @@ def _step(t: Trainer, batches: list[Batch]) -> dict[str, float]:
 
 
 def _losses(t: Trainer, batch: Batch) -> dict[str, Tensor]:
-    """The detector's losses on one batch and, as "loss", their sum."""
+    """The detector's losses on one batch, what methods add under their names and, as "loss", the sum."""
     targets = [
         {k: v.to(t.device) if isinstance(v, Tensor) else v for k, v in target.items()} for target in batch.targets
     ]
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
         losses: dict[str, Tensor] = t.model(batch.images.to(t.device, non_blocking=True), targets)
+    terms = {kind.method: kind.penalty(same) for kind, same in by_class(t.model).items()}
+    losses |= {name: term for name, term in terms.items() if term is not None}
     losses = {**losses, "loss": torch.stack([v.float() for v in losses.values()]).sum()}
     _check_finite(t, losses, batch.names)
     return losses

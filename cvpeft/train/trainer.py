@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cvpeft.config import schema
 from cvpeft.data.splits import Splits
 from cvpeft.errors import CheckpointError
-from cvpeft.peft.state import owned
+from cvpeft.peft.state import owned, remembered
 from cvpeft.train.checkpoint import State, load_state, optimizer_tensors, require_space, restore_optimizer, save_state
 from cvpeft.train.optim import EMA
 
@@ -82,6 +82,7 @@ def save(t: Trainer) -> None:
         "ema": t.ema.average,
         "optimizer": optimizer_tensors(t.optimizer),
         "rng": rng,
+        "methods": remembered(t.model),
     }
     values = {"progress": asdict(t.progress), "ema_steps": t.ema.steps, "data": t.meta["data"], "base": t.meta["base"]}
     save_state(t.folder / "last", State(tensors, values))
@@ -116,6 +117,10 @@ def _take_up(t: Trainer, state: State) -> None:
         for key, tensor in mine.items():
             tensor.copy_(state.tensors["model"][key])
             t.ema.average[key].copy_(state.tensors["ema"][key])
+    memory, stored = remembered(t.model), state.tensors.get("methods", {})
+    _check_keys(memory, stored)
+    for key, tensor in memory.items():
+        tensor.copy_(stored[key])
     t.ema.steps = state.values["ema_steps"]
     restore_optimizer(t.optimizer, state.tensors["optimizer"])
     torch.set_rng_state(state.tensors["rng"]["torch"])

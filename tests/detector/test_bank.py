@@ -14,7 +14,7 @@ from cvpeft.detector.saved import load_run
 from cvpeft.errors import CheckpointError, ConfigError
 from cvpeft.peft.adapter import Adapter, walk
 from cvpeft.peft.merge import merge
-from cvpeft.peft.state import disabled
+from cvpeft.peft.state import disabled, owned
 from cvpeft.train.loop import train
 from tests.helpers import SIZE, ellipses, settings
 
@@ -53,6 +53,19 @@ def test_each_adapter_gives_what_its_own_run_gives(runs: dict[str, Path]) -> Non
     with disabled(bank.model):
         base = features(bank.model)
     assert not torch.equal(base, features(bank.model))
+
+
+def test_an_exchange_copies_what_the_adapter_owns_and_touches_nothing_else(runs: dict[str, Path]) -> None:
+    bank = two(runs)
+    tensors = bank.model.state_dict(keep_vars=True)
+    before = {key: (tensor.data_ptr(), tensor._version, tensor.clone()) for key, tensor in tensors.items()}
+    bank.use("lyon")
+    after = bank.model.state_dict(keep_vars=True)
+    assert all(after[key] is tensor and tensor.data_ptr() == before[key][0] for key, tensor in tensors.items())
+    written = {id(tensor) for key, tensor in tensors.items() if tensor._version > before[key][1]}
+    assert written == {id(tensor) for tensor in owned(bank.model).values()}
+    assert sum(t.numel() for t in tensors.values() if id(t) not in written) > 3e6  # convnext_atto
+    assert all(torch.equal(t, before[key][2]) for key, t in tensors.items() if id(t) not in written)
 
 
 def test_a_mix_of_one_is_that_one(runs: dict[str, Path]) -> None:

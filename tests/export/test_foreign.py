@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cvpeft.config import schema
@@ -17,14 +17,27 @@ from cvpeft.config.load import dump, load
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import AdapterError, CheckpointError, ConfigError, CvpeftError
 from cvpeft.export.run import export_hf_run
-from cvpeft.peft.foreign import start_from_hf, to_hf
+from cvpeft.peft.foreign import methods_of, start_from_hf, to_hf
 from cvpeft.peft.inject import MethodSpec, freeze, inject, signatures
 from cvpeft.peft.state import owned
 from cvpeft.train.loop import train
 from tests.contracts.cases import REFUSED, adapted, base, features, images, sites, trained
 from tests.helpers import ellipses, settings
 
-VARIANTS = ("lora", "lora-qv", "lora-pissa", "lora-gated", "dora", "loha", "lokr", "vera", "ia3", "norm")
+VARIANTS = (
+    "lora",
+    "lora-qv",
+    "lora-pissa",
+    "lora-gated",
+    "dora",
+    "loha",
+    "lokr",
+    "vera",
+    "ia3",
+    "norm",
+    "lokr-whole",
+    "adalora",
+)
 PAIRS = [
     (variant, family)
     for variant in VARIANTS
@@ -106,9 +119,25 @@ THEIRS = {
     ),
     "dora": (peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=TARGETS), {"rank": 4, "alpha": 6.0}),
     "loha": (peft.LoHaConfig(r=3, alpha=6, target_modules=TARGETS), {"rank": 3, "alpha": 6.0}),
+    "lokr": (peft.LoKrConfig(r=2, alpha=3, target_modules=TARGETS), {"rank": 2, "alpha": 3.0}),
+    "lokr-whole": (
+        peft.LoKrConfig(r=9, alpha=3, decompose_factor=4, target_modules=TARGETS),
+        {"rank": 9, "alpha": 3.0, "factor": 4, "whole": True},
+    ),
+    "lokr-both": (
+        peft.LoKrConfig(r=2, alpha=3, decompose_both=True, decompose_factor=8, target_modules=TARGETS),
+        {"rank": 2, "alpha": 3.0, "factor": 8, "whole": True},
+    ),
     "vera": (peft.VeraConfig(r=4, target_modules=TARGETS), {"rank": 4}),
+    "ia3": (
+        peft.IA3Config(target_modules=r".*\.(attn\.qkv|mlp\.fc2)", feedforward_modules=r".*\.mlp\.fc2"),
+        {"queries": True},
+    ),
     "norm": (peft.LNTuningConfig(target_modules=r".*\.norm[12]|norm"), {}),
 }
+
+
+METHOD = {"rslora": "lora", "lokr-whole": "lokr", "lokr-both": "lokr"}
 
 
 def saved(name: str, folder: Path) -> nn.Module:
@@ -126,7 +155,7 @@ def saved(name: str, folder: Path) -> nn.Module:
 def ours(name: str) -> nn.Module:
     net = base("deit")
     targets = ("norm1", "norm2", "norm") if name == "norm" else ()
-    inject(net, sites(net), [MethodSpec("lora" if name == "rslora" else name, targets, THEIRS[name][1])])
+    inject(net, sites(net), [MethodSpec(METHOD.get(name, name), targets, THEIRS[name][1])])
     freeze(net)
     return net
 
@@ -140,10 +169,117 @@ def test_what_the_outsider_saved_is_taken_up(name: str, tmp_path: Path) -> None:
         assert (features(net, x) - features(base("deit"), x)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", THEIRS)
+def test_method_places_and_ranks_follow_from_the_folder(name: str, tmp_path: Path) -> None:
+    theirs, net, x = saved(name, tmp_path), base("deit"), images("deit")
+    (spec,) = methods_of(tmp_path)
+    assert spec.name == METHOD.get(name, name)
+    inject(net, sites(net), [spec])
+    freeze(net)
+    start_from_hf(net, tmp_path)
+    with torch.no_grad():
+        assert (features(net, x) - features(theirs, x)).abs().max() < 1e-5
+        assert (features(net, x) - features(base("deit"), x)).abs().max() > 1e-3
+
+
+CONV = r"stages\.\d\.(blocks\.0\.(conv_dw|mlp\.fc[12])|downsample\.1)"
+AT_CONV = {
+    "lokr": peft.LoKrConfig(r=1, alpha=3, decompose_both=True, use_effective_conv2d=True, target_modules=CONV),
+    "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=CONV),
+    "lora": peft.LoraConfig(r=2, lora_alpha=3, target_modules=r"stages\.\d\.(blocks\.0\.mlp\.fc[12]|downsample\.1)"),
+    "ia3": peft.IA3Config(target_modules=r"stages\.\d\.blocks\.0\.(conv_dw|mlp\.fc2)", feedforward_modules=["mlp.fc2"]),
+}
+
+
+@pytest.mark.parametrize("name", AT_CONV)
+def test_convolutions_are_taken_up_from_the_folder_alone(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs, net = peft.get_peft_model(base("convnext_conv"), AT_CONV[name]), base("convnext_conv")
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    inject(net, sites(net), methods_of(tmp_path))
+    freeze(net)
+    start_from_hf(net, tmp_path)
+    x = images("convnext_conv")
+    with torch.no_grad():
+        reference = features(theirs.base_model.model.eval(), x)
+        assert (features(net, x) - reference).abs().max() < 1e-5
+        assert (features(base("convnext_conv"), x) - reference).abs().max() > 1e-3
+
+
+def test_ranks_and_scales_of_single_places_follow_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    patterns = {"rank_pattern": {"mlp.fc1": 5, "^blocks.1.attn.qkv$": 2}, "alpha_pattern": {"blocks.1.mlp.fc1": 7}}
+    theirs = peft.get_peft_model(base("deit"), peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, **patterns))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    (spec,) = methods_of(tmp_path)
+    assert (spec.settings["rank"], spec.settings["alpha"]) == (4, 6.0)
+    assert spec.settings["patterns"] == {
+        "blocks.0.mlp.fc1": {"rank": 5, "alpha": 6},
+        "blocks.1.mlp.fc1": {"rank": 5, "alpha": 7},
+        "blocks.1.attn.qkv": {"rank": 2, "alpha": 6},
+    }
+    net, x = base("deit"), images("deit")
+    inject(net, sites(net), [spec])
+    start_from_hf(net, tmp_path)
+    with torch.no_grad():
+        assert (features(net, x) - features(theirs.base_model.model.eval(), x)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "OFT"}, "it holds OFT at 8 places, which no method here takes up"),
+        ({"peft_type": ["LORA"]}, r"peft_type is \['LORA'\], expected text"),
+        ({"r": "4"}, "r at blocks.0.attn.proj is '4', expected a number above 0"),
+        ({"r": True}, "r at blocks.0.attn.proj is True"),
+        ({"r": 2.5}, "rank at blocks.0.attn.proj is 2.5, expected a whole number"),
+        ({"rank_pattern": {"(a+)+$": 3}}, r"rank_pattern has '\(a\+\)\+\$', a pattern and no path"),
+        ({"alpha_pattern": [3]}, r"alpha_pattern is \[3\], expected an object"),
+        ({"use_dora": "yes"}, "use_dora is 'yes', expected true or false"),
+        ({"use_qalora": True}, "use_qalora is True, which is not understood"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4', a start that changes the base"),
+        ({"lora_dropout": 2}, "lora_dropout is 2, expected"),
+        ({"decompose_factor": 0}, "decompose_factor is 0, expected"),
+    ],
+)
+def test_what_a_config_says_otherwise_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    saved("lora", tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match=message):
+        methods_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"r": 1, "r": 2}', '{"r": NaN}', '{"a": ' + "[" * 5000 + "]" * 5000 + "}", " " * 2**21]
+)
+def test_a_hostile_config_ends_in_one_sentence(text: str, tmp_path: Path) -> None:
+    saved("lora", tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="no folder of HF peft"):
+        methods_of(tmp_path)
+
+
+def test_heads_saved_beside_the_method_are_refused(tmp_path: Path) -> None:
+    saved("lora", tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.head.weight": torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match=r"'base_model\.model\.head\.weight' belongs to no method"):
+        methods_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (MethodSpec("lora", settings={"rank": 8}), r"is \(4, 32\), here \(8, 32\).*write peft\.methods as"),
+        (MethodSpec("lora", settings={"rank": 8}), r"is \(4, 32\), here \(8, 32\).*leave peft\.methods out"),
         (MethodSpec("lora", settings={"rank": 4}), r"alpha at blocks\.0\.attn\.qkv is 6, here 8"),
         (MethodSpec("lora", ("mlp.fc1",), {"rank": 4, "alpha": 6.0}), "tensors are in one of the two alone"),
         (MethodSpec("dora", settings={"rank": 4}), "it holds LORA, the config's methods are LORA with use_dora"),
@@ -185,6 +321,25 @@ def test_a_run_starts_from_the_folder_of_another(tmp_path: Path) -> None:
     assert load(tmp_path / "runs" / "again" / "config.resolved.yaml", methods=signatures()).peft.from_ == folder
 
 
+def test_a_run_without_methods_takes_those_of_the_folder(tmp_path: Path) -> None:
+    ellipses(tmp_path, 4)
+    train(settings(tmp_path))
+    folder = export_hf_run(tmp_path / "runs" / "tiny").parent
+    still = schema.LearningRates(adapter=1e-30)
+    again = settings(
+        tmp_path,
+        run={"name": "again"},
+        peft={"methods": (), "from": folder},
+        train={"epochs": 1, "lr": still, "ema": 0.0},
+    )
+    train(again)
+    one, other = (load_run(tmp_path / "runs" / name) for name in ("tiny", "again"))
+    before, after = owned(one.model), owned(other.model)
+    assert before.keys() == after.keys()
+    assert [key for key in before if ".lora." in key and not torch.equal(before[key], after[key])] == []
+    assert [(m.name, m.settings) for m in other.settings.peft.methods] == [("lora", {"rank": 2, "alpha": 4.0})]
+
+
 def test_a_config_names_the_folder_relative_to_itself(tmp_path: Path) -> None:
     file = tmp_path / "one.yaml"
     file.write_text("data: {train: t.json}\npeft: {from: hf/covers, methods: [lora]}\n")
@@ -193,6 +348,8 @@ def test_a_config_names_the_folder_relative_to_itself(tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(dump(found))
     assert load(tmp_path / "again.yaml", methods=signatures()) == found
     assert "peft.from" in [key for key, *_ in keys()]
+    file.write_text("data: {train: t.json}\npeft: {from: hf}\n")
+    assert load(file, methods=signatures()).peft.methods == ()
     file.write_text("data: {train: t.json}\npeft: {mode: full, from: hf}\n")
     with pytest.raises(ConfigError, match=r"peft\.from is 'hf', expected no folder to start from where no methods are"):
         load(file)

@@ -10,6 +10,7 @@ import pytest
 
 from cvpeft.cli import main
 from cvpeft.eval.timing import median_ms, side_by_side
+from cvpeft.export.cities import export_cities
 from cvpeft.export.run import export_onnx_run
 from cvpeft.train.loop import train
 from tests.helpers import ellipses, settings
@@ -45,4 +46,11 @@ def test_every_form_has_a_line_and_a_ratio(run: Path, capsys: pytest.CaptureFixt
 
 def test_two_runs_of_one_base_are_exchanged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", str(run), str(run.with_name("other")), "--rounds", "2"]) == 0
-    assert re.search(r"Putting another adapter in: [\d.]+ ms\.", capsys.readouterr().out)
+    assert re.search(r"Putting another adapter in: [\d.]+ ms in torch\.", capsys.readouterr().out)
+
+
+def test_adapter_files_are_exchanged_in_onnx_runtime_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = run.with_name("other")
+    export_cities(other, [other])
+    assert main(["benchmark", str(other), "--rounds", "2"]) == 0
+    assert re.search(r"Putting another adapter in: [\d.]+ ms in ONNX Runtime\.", capsys.readouterr().out)

@@ -37,6 +37,7 @@ def method(name: str, **values: Any) -> dict[str, Any]:
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "lora": {"peft": method("lora", rank=2, dropout=0.3)},
     "lora-accumulate": {"peft": method("lora", rank=2), "train": {"batch": 1, "accumulate": 2}, "data": {"workers": 1}},
+    "adalora": {"peft": method("adalora", rank=3, target=1, every=1)},  # step 4 of 6 is the last that cuts
     "vpt": {"backbone": VIT, "peft": method("vpt", tokens=2, dropout=0.2), "train": {"ema": 0.0}},
     "full": {"peft": {"mode": "full", "methods": ()}, "backbone": {**SMALL, "drop_path": 0.2}},
     "frozen-bf16": {
@@ -68,7 +69,15 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], d
 
 @pytest.mark.parametrize(
     ("case", "cut"),
-    [("lora", 1), ("lora-accumulate", 2), ("lora-accumulate", 3), ("vpt", 4), ("full", 2), ("frozen-bf16", 5)],
+    [
+        ("lora", 1),
+        ("lora-accumulate", 2),
+        ("lora-accumulate", 3),
+        ("adalora", 3),
+        ("vpt", 4),
+        ("full", 2),
+        ("frozen-bf16", 5),
+    ],
 )
 def test_a_run_stopped_by_a_signal_ends_in_the_same_weights(
     data: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Whole, case: str, cut: int

@@ -9,6 +9,7 @@ Letters: I inputs, O outputs, R rank, k side of a kernel.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,12 @@ class Dora(Adapter):
         tensors = {"lora_A.weight": A, "lora_B.weight": B, "lora_magnitude_vector": row}
         rank = len(self.A)
         return Foreign("LORA", tensors, {"use_dora": True}, rank, self.scale * rank, "lora_alpha")
+
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        if stored.kind != "LORA" or not stored.settings.get("use_dora"):
+            return None
+        return {"rank": stored.rank, "alpha": stored.alpha}
 
     def merged(self) -> nn.Module:
         module = copy.deepcopy(self.base)

@@ -6,6 +6,7 @@ At `attn.qkv` the rows of k and v are scaled, at `mlp.fc2` its inputs, at a conv
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,19 @@ class Ia3(Adapter):
     """Scales channels of a Linear or Conv2d; one parameter each, 2 C at a fused qkv. Wants a high learning rate.
 
     At `mlp.fc2` (Linear or 1 x 1 convolution) inputs are scaled, elsewhere outputs, of a qkv the keys and values.
+    queries: those of a fused qkv are scaled too, as HF peft does, which knows no parts of it.
     """
 
     targets = ("attn.qkv", "mlp.fc2", "conv_dw")
     accepts = (nn.Linear, nn.Conv2d)
 
-    def __init__(self, base: nn.Module, site: Site) -> None:
+    def __init__(self, base: nn.Module, site: Site, *, queries: bool = False) -> None:
         super().__init__(base, site)
         module, role = plain(base), site.role
         self.scales_inputs, self.skipped = role == "mlp.fc2", 0
         channels = module.get_parameter("weight").shape[1] if self.scales_inputs else output_channels(module)
-        if role == "attn.qkv":
-            self.skipped = channels // 3  # the queries
+        if role == "attn.qkv" and not queries:
+            self.skipped = channels // 3
         device = module.get_parameter("weight").device
         self.scale = nn.Parameter(torch.ones(channels - self.skipped, device=device))
 
@@ -49,6 +51,10 @@ class Ia3(Adapter):
         if isinstance(plain(self.base), nn.Conv2d):
             return Foreign("IA3", {"ia3_l": scale[None, :, None, None]}, lists=self._lists())
         return Foreign("IA3", {"ia3_l": scale[None] if self.scales_inputs else scale[:, None]}, lists=self._lists())
+
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        return {"queries": True} if stored.kind == "IA3" else None
 
     def _lists(self) -> tuple[str, ...]:
         return ("feedforward_modules",) if self.scales_inputs else ()

@@ -7,6 +7,8 @@ Letters: I inputs, O outputs, R rank, k side of a kernel.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cvpeft.peft.adapter import Foreign, plain
@@ -37,6 +39,10 @@ class LoHa(WeightChange):
         tensors = {"hada_w1_a": self.B1, "hada_w1_b": self.A1, "hada_w2_a": self.B2, "hada_w2_b": self.A2}
         rank = len(self.A1)
         return Foreign("LOHA", tensors, {}, rank, self.scale * rank)
+
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        return {"rank": stored.rank, "alpha": stored.alpha} if stored.kind == "LOHA" else None
 
     def change(self) -> Tensor:
         matrix = self.scale * (self.B1 @ self.A1) * (self.B2 @ self.A2)  # (O, I k k)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, Foreign, plain
+from cvpeft.peft.one_product import one_product, pays
 from cvpeft.peft.weight_change import check_plain, check_rank, folded
 from cvpeft.types import Site
 
@@ -94,9 +95,15 @@ class Lora(Adapter):
         self.change.start_at(A, B, self.scale if init == "pissa" else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self._is_plain() and pays(self.base, x):
+            return one_product(x, cast(nn.Linear, self.base), self.change.A, self.change.B, self.scale)
         y: Tensor = self.base(x)
         change: Tensor = self.change(self.dropout(x), plain(self.base), self._scale())
         return y + change.to(y.dtype)
+
+    def _is_plain(self) -> bool:
+        """Whether it is one A and one B at a Linear and nothing else."""
+        return isinstance(self.change, _Linear) and self.change.A0 is None and not self.dropout.p and self.gate is None
 
     def merged(self) -> nn.Module:
         scale = self.scale if self.gate is None else self.scale * self.gate.sigmoid().item()
@@ -111,6 +118,13 @@ class Lora(Adapter):
         B = B.view(*B.shape, *[1] * (A.ndim - 2))
         alpha = self.scale * len(A)
         return Foreign("LORA", {"lora_A.weight": A, "lora_B.weight": B}, {}, len(A), alpha, "lora_alpha")
+
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        if stored.kind != "LORA" or stored.settings.get("use_dora"):
+            return None
+        dropout = stored.settings.get("lora_dropout")
+        return {"rank": stored.rank, "alpha": stored.alpha, **({"dropout": dropout} if dropout else {})}
 
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
         """The weighted sum of the changes B A, cut to the rank by its SVD: a sum of factors would mix their products.

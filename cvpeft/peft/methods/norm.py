@@ -32,5 +32,9 @@ class Norm(Dense):
     def to_hf(self) -> Foreign:
         return Foreign("LN_TUNING", {f"ln_tuning_layers.{name}": t for name, t in self.trained.named_parameters()})
 
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        return {} if stored.kind == "LN_TUNING" else None
+
     def forward(self, x: Tensor) -> Tensor:
         return in_own_type(self.trained, x)

@@ -48,6 +48,10 @@ class Vera(WeightChange):
         shared = {f"base_model.vera_{name}": self.pair.get_buffer(name) for name in ("A", "B")}
         return Foreign("VERA", tensors, {"save_projection": True}, len(self.d), shared=shared)
 
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        return {"rank": stored.rank} if stored.kind == "VERA" else None
+
     def change(self) -> Tensor:
         A, B = self.pair.get_buffer("A")[:, : self.columns], self.pair.get_buffer("B")[: self.rows]
         matrix = (self.b[:, None] * B) @ (self.d[:, None] * A)  # (O, I k k)

@@ -41,6 +41,7 @@ class Case:
 LORA = {"change.A": "lora_A.default.weight", "change.B": "lora_B.default.weight"}
 HADA = {"B1": "hada_w1_a.default", "A1": "hada_w1_b.default", "B2": "hada_w2_a.default", "A2": "hada_w2_b.default"}
 KRON = {"C": "lokr_w1.default", "B": "lokr_w2_a.default", "A": "lokr_w2_b.default"}
+ADALORA = {"P": "lora_B.default", "values": "lora_E.default", "Q": "lora_A.default"}
 LOHA, LOKR = peft.LoHaConfig(r=3, alpha=6, **LEAF), peft.LoKrConfig(r=2, alpha=3, **LEAF)
 CASES = {
     "rslora": Case(
@@ -56,6 +57,12 @@ CASES = {
         peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, **LEAF),
         {"A": "lora_A.default.weight", "B": "lora_B.default.weight",
          "magnitude": "lora_magnitude_vector.default.weight"}),
+    "adalora": Case(
+        "adalora", {"rank": 4, "target": 2, "alpha": 6.0}, LINEAR, FC, TOKENS,
+        peft.AdaLoraConfig(init_r=4, lora_alpha=6, total_step=9, **LEAF), ADALORA),
+    "adalora-conv": Case(
+        "adalora", {"rank": 4, "target": 2, "alpha": 6.0}, CONV, DOWN, IMAGE,
+        peft.AdaLoraConfig(init_r=4, lora_alpha=6, total_step=9, **LEAF), ADALORA),
     "vera": Case(
         "vera", {"rank": 4}, LINEAR, FC, TOKENS,
         peft.VeraConfig(r=4, **LEAF),

@@ -1,0 +1,140 @@
+"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): LoRA as an SVD, whose triplets stay where they matter.
+
+dW = s P diag(l) Q with l = 0 at the start; a penalty holds the columns of P and the rows of Q orthonormal. Every place
+begins with more triplets (a column, a value, a row) than it may keep. In training all places' triplets are ranked by
+importance, the sum of I U over their numbers w: I is the moving average of |w dL/dw|, U that of how far it strays from
+I. The budget falls from all triplets to the target as a cubic, and the values of those beyond it are set to zero; they
+may come back until the last part of training, where the choice stands.
+
+The adapter holds a moving average of training, in which what was cut last has faded and is small rather than zero.
+
+Letters: I inputs, O outputs, R rank, k side of a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from cvpeft.errors import AdapterError
+from cvpeft.peft.adapter import Foreign, plain
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
+from cvpeft.types import Site
+
+__all__ = ["AdaLora"]
+
+FACTORS = ("P", "values", "Q")
+
+
+class AdaLora(WeightChange):
+    """Singular triplets under one budget; R (I k k + O + 1) parameters, and twice as many numbers while training.
+
+    rank: R, at the start. target: triplets left in the end, on average over all places; empty: two thirds of R.
+    alpha: the change is scaled by alpha / rank; empty: 2 rank. warmup, settle: parts of all steps at the beginning and
+    the end in which no triplet is cut. every: steps between two cuts. smoothing: of both moving averages.
+    orthogonality: factor of the penalty, the mean of |P'P - 1| and |QQ' - 1| over all places.
+    """
+
+    undecayed = ("P", "Q")
+
+    def __init__(
+        self,
+        base: nn.Module,
+        site: Site,
+        *,
+        rank: int = 12,
+        target: int | None = None,
+        alpha: float | None = None,
+        warmup: float = 0.1,
+        settle: float = 0.3,
+        every: int = 10,
+        smoothing: float = 0.85,
+        orthogonality: float = 0.1,
+    ) -> None:
+        super().__init__(base, site)
+        check_rank(self.method, rank, alpha)
+        target = max(1, 2 * rank // 3) if target is None else target
+        if not 1 <= target <= rank or every < 1 or orthogonality < 0:
+            what = f"target {target} of rank {rank}, every {every}, orthogonality {orthogonality:g}"
+            raise AdapterError("ADALORA", what, fix="set target from 1 to rank, every from 1, orthogonality from 0")
+        if not (warmup >= 0 and settle > 0 and warmup + settle < 1 and 0 < smoothing < 1):
+            what = f"warmup {warmup:g}, settle {settle:g}, smoothing {smoothing:g}"
+            fix = "set warmup and settle so that steps are left between them, smoothing above 0 below 1"
+            raise AdapterError("ADALORA", what, why="no triplet could be chosen", fix=fix)
+        self.scale = 2.0 if alpha is None else alpha / rank
+        self.target, self.warmup, self.settle, self.every = target, warmup, settle, every
+        self.smoothing, self.orthogonality = smoothing, orthogonality
+        rows, columns = matrix_shape(base)
+        self.P, self.Q = drawn(base, rows, rank), drawn(base, rank, columns)
+        self.values = drawn(base, rank, zero=True)
+        for factor in (self.P, self.Q):
+            nn.init.normal_(factor, std=0.02)
+        for name in FACTORS:
+            self.register_buffer(f"sensitivity_{name}", torch.zeros_like(self.get_parameter(name)), persistent=False)
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(self.get_parameter(name)), persistent=False)
+        self.register_buffer("kept", torch.ones_like(self.values, dtype=torch.bool), persistent=False)
+
+    def change(self) -> Tensor:
+        matrix = self.P @ (self.scale * self.values[:, None] * self.Q)  # (O, I k k)
+        return matrix.view_as(plain(self.base).get_parameter("weight"))
+
+    def to_hf(self) -> Foreign:
+        tensors = {"lora_A": self.Q, "lora_B": self.P, "lora_E": self.values[:, None]}
+        rank = len(self.values)
+        settings = {"init_r": rank, "target_r": self.target, "total_step": 1}
+        return Foreign("ADALORA", tensors, settings, alpha=self.scale * rank, alpha_name="lora_alpha")
+
+    # What training adds
+
+    @classmethod
+    def penalty(cls, adapters: Sequence[Self]) -> Tensor | None:
+        grams = [gram for a in adapters for gram in (a.P.T @ a.P, a.Q @ a.Q.T)]  # (R, R)
+        strays = [torch.linalg.matrix_norm(g - torch.eye(len(g), device=g.device)) for g in grams]
+        return adapters[0].orthogonality * torch.stack(strays).mean()
+
+    @classmethod
+    @torch.no_grad()
+    def after_step(cls, adapters: Sequence[Self], step: int, total: int) -> None:
+        first = adapters[0]
+        begin, last = round(first.warmup * total), total - max(1, round(first.settle * total))
+        if step < last:
+            for adapter in adapters:
+                adapter._observe()
+        if step == last or (begin < step < last and step % first.every == 0):
+            left = max(0.0, 1 - (step - begin) / max(1, last - begin)) ** 3
+            _cut(adapters, left)
+        elif step > last:
+            for adapter in adapters:
+                adapter.values.masked_fill_(~adapter.kept, 0.0)
+
+    def _observe(self) -> None:
+        """Take this step's gradients into the moving averages."""
+        for name in FACTORS:
+            factor = self.get_parameter(name)
+            if factor.grad is None:
+                continue
+            mean, stray = self.get_buffer(f"sensitivity_{name}"), self.get_buffer(f"uncertainty_{name}")
+            now = (factor * factor.grad).abs()
+            mean.lerp_(now, 1 - self.smoothing)
+            stray.lerp_((now - mean).abs(), 1 - self.smoothing)
+
+    def importance(self) -> Tensor:
+        """(R,) of each triplet."""
+        P, values, Q = (self.get_buffer(f"sensitivity_{n}") * self.get_buffer(f"uncertainty_{n}") for n in FACTORS)
+        return values + P.mean(0) + Q.mean(1)
+
+
+def _cut(adapters: Sequence[AdaLora], left: float) -> None:
+    """Set the least important values of all places to zero; left: of the way from target to rank, the part kept."""
+    most, least = sum(len(a.values) for a in adapters), sum(a.target for a in adapters)
+    scores = [adapter.importance() for adapter in adapters]
+    beyond = most - int((most - least) * left + least)
+    if not beyond:
+        return
+    threshold = torch.cat(scores).kthvalue(beyond).values
+    for adapter, score in zip(adapters, scores, strict=True):
+        adapter.kept.copy_(score > threshold)
+        adapter.values.masked_fill_(~adapter.kept, 0.0)
