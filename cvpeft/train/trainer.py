@@ -82,8 +82,9 @@ def save(t: Trainer) -> None:
         "ema": t.ema.average,
         "optimizer": optimizer_tensors(t.optimizer),
         "rng": rng,
-        "methods": remembered(t.model),
     }
+    if memory := remembered(t.model):
+        tensors["methods"] = memory
     values = {"progress": asdict(t.progress), "ema_steps": t.ema.steps, "data": t.meta["data"], "base": t.meta["base"]}
     save_state(t.folder / "last", State(tensors, values))
 

@@ -19,7 +19,10 @@ from tests.export.stand_in import CLASSES, on_small_backbone, scenes
 TIGHT = Tolerance(threshold=0.02)
 
 
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=pytest.mark.slow if family == "swin" else ()) for family in SIZES],  # a minute or two
+)
 def test_the_boxes_are_those_of_the_detector_made_for_the_size(family: str, tmp_path: Path) -> None:
     model, sizes = on_small_backbone(family), SIZES[family]
     file = export_onnx(model, tmp_path / "free.onnx", classes=CLASSES, form=Form(free_size=True))

@@ -68,6 +68,7 @@ def test_lora_learns_eight_photos_by_heart(tmp_path: Path, head: str, body: str)
     first, *_, last = losses(run)
     assert last < 0.5 * first
     assert records(run)[-1]["val_AP50"] > 0.9
+    assert "E-LEAK" in (run / "log.txt").read_text(), "val is train here, which is told and not refused"
 
 
 def test_the_folder_holds_what_the_design_promises(data: Path) -> None:
