@@ -1,4 +1,5 @@
-"""Commands that make, change and look at data sets: data render, import, merge, autofix, check, split, stats, show."""
+"""Commands that make, change and look at data sets: data render, import, merge, autofix, check, split, stats, show,
+benchmark."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def _data(commands: argparse._SubParsersAction) -> None:
     about = "Make data: render street scenes, import the labels of other tools, or split a COCO json by street or city."
     parser = add_command(commands, "data", run_render, about, "cvpeft data render --city a --images 400 --seed 0 OUT")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for add in (_render, _import, _merge, _autofix, _check, _split, _stats, _show):
+    for add in (_render, _import, _merge, _autofix, _check, _split, _stats, _show, _benchmark):
         add(verbs)
 
 
@@ -222,4 +223,21 @@ def run_show(args: argparse.Namespace) -> int:
     data = load_coco(args.json)
     shown = write_sheet(args.out, data, images=max(1, args.images), seed=args.seed, columns=max(1, args.columns))
     print(f"{args.out}: {shown} of {len(data.images)} images")
+    return 0
+
+
+def _benchmark(verbs: argparse._SubParsersAction) -> None:
+    about = "Time the check of made-up photos and the reading of a made-up json, beside decoding and parsing alone."
+    bench = add_command(
+        verbs, "benchmark", run_benchmark, about, "cvpeft data benchmark --images 10000 --boxes 1000000"
+    )
+    bench.add_argument("--images", type=int, default=10_000)
+    bench.add_argument("--boxes", type=int, default=1_000_000)
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    from cvpeft.study.data_benchmark import benchmark_data
+
+    for line in benchmark_data(max(1, args.images), max(1, args.boxes)):
+        print(line, flush=True)
     return 0
