@@ -14,7 +14,7 @@ from cvpeft.export import run
 
 
 def loaded(width):
-    settings = SimpleNamespace(backbone=SimpleNamespace(name="some_net"))
+    settings = SimpleNamespace(backbone=SimpleNamespace(name="some_net"), export=SimpleNamespace(licence="CC0"))
     return SimpleNamespace(model=nn.Linear(width, width), settings=settings, classes=("good",), meta={"detector": {}})
 
 
