@@ -19,10 +19,8 @@ from tests.export.stand_in import CLASSES, on_small_backbone, scenes
 TIGHT = Tolerance(threshold=0.02)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(family, marks=pytest.mark.slow if family == "swin" else ()) for family in SIZES],  # a minute or two
-)
+@pytest.mark.slow  # half a minute for each; torch's side of it is quick, in tests/backbone
+@pytest.mark.parametrize("family", SIZES)
 def test_the_boxes_are_those_of_the_detector_made_for_the_size(family: str, tmp_path: Path) -> None:
     model, sizes = on_small_backbone(family), SIZES[family]
     file = export_onnx(model, tmp_path / "free.onnx", classes=CLASSES, form=Form(free_size=True))

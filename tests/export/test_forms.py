@@ -15,9 +15,16 @@ from cvpeft.export.onnx import Form, export_onnx, halved
 from cvpeft.export.verify import Tolerance, compare, predict_onnx, predict_torch
 from cvpeft.runtime.nms import suppress
 from cvpeft.runtime.onnx_detector import Detector
-from tests.export.stand_in import CLASSES, scenes
+from tests.export.stand_in import CLASSES, HEADS, scenes
 
 TIGHT = Tolerance(threshold=0.02)
+
+# a form is the same change to every head's graph: one head is proven each time, all of them where there are minutes
+one_quick_head = pytest.mark.parametrize(
+    "detector",
+    [pytest.param(head, marks=pytest.mark.slow if head != HEADS[0] else ()) for head in HEADS],
+    indirect=True,
+)
 
 
 def agrees(model: nn.Module, file: Path, images: int = 7) -> int:
@@ -36,6 +43,7 @@ def test_bytes_as_decoders_give_them(quick: nn.Module, tmp_path: Path) -> None:
     assert agrees(quick, file) > 10
 
 
+@one_quick_head
 def test_without_the_last_nms_all_candidates_are_given(detector: nn.Module, tmp_path: Path) -> None:
     file = export_onnx(detector, tmp_path / "raw.onnx", classes=CLASSES, form=Form(nms=False))
     said = Detector(file).metadata["nms"]
@@ -53,6 +61,7 @@ def test_half_the_size_computes_with_the_rounded_weights(quick: nn.Module, quick
     assert agrees(halved(quick), half) > 10
 
 
+@one_quick_head
 def test_a_free_size_is_every_size(detector: nn.Module, tmp_path: Path) -> None:
     file = export_onnx(detector, tmp_path / "free.onnx", classes=CLASSES, form=Form(takes="uint8", free_size=True))
     model = copy.deepcopy(detector)
