@@ -4,6 +4,7 @@ benchmark."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +90,11 @@ def _renames(texts: list[str]) -> dict[str, str]:
 
 
 def _told(part: Part) -> str:
-    boxes = "".join(f", {name} {count}" for name, count in part.boxes.items())
-    return f"{part.file}: {part.images} images, {part.negatives} without boxes{boxes}"
+    return f"{part.file}: {part.images} images, {_boxes(part.negatives, part.boxes)}"
+
+
+def _boxes(negatives: int, boxes: Mapping[str, int]) -> str:
+    return f"{negatives} without boxes" + "".join(f", {name} {count}" for name, count in boxes.items())
 
 
 def _merge(verbs: argparse._SubParsersAction) -> None:
@@ -158,8 +162,8 @@ def run_split(args: argparse.Namespace) -> int:
         shares = read_shares(args.parts)
         parts = split_json(args.json, shares, by=args.by, seed=args.seed, allow_leaks=args.allow_leaks)
     for part in parts:
-        boxes = "".join(f", {name} {count}" for name, count in part.boxes.items())
-        print(f"{part.file}: {part.images} images in {part.groups} groups, {part.negatives} without boxes{boxes}")
+        boxes = _boxes(part.negatives, part.boxes)
+        print(f"{part.file}: {part.images} images in {part.groups} groups, {boxes}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,17 @@ from typing import Any, NoReturn, TypeGuard
 
 from cvpeft.errors import DataError
 
-__all__ = ["Lists", "dummy_category", "is_id", "is_number", "read_coco_file", "read_json", "short"]
+__all__ = [
+    "Lists",
+    "dummy_category",
+    "is_id",
+    "is_number",
+    "read_coco_file",
+    "read_json",
+    "short",
+    "stated_size",
+    "whole",
+]
 
 MAX_BYTES = 512 * 2**20
 
@@ -100,6 +111,18 @@ def dummy_category(content: Lists, used: set[object]) -> str | None:
 
 def is_id(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def whole(value: object) -> object:
+    """An id as a whole number where it is one in other clothes, "7" or 7.0; all else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,15}", value):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def stated_size(height: object, width: object) -> tuple[int, int] | None:
+    """(height, width) as a json states them; None where these are no numbers."""
+    return (int(height), int(width)) if is_number(height) and is_number(width) else None
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvpeft.data.check.finding import Anchors, Finding
-from cvpeft.data.check.manifest import verify_manifest, write_manifest
+from cvpeft.data.check.manifest import refuse_manifest, verify_manifest, write_manifest
 from cvpeft.data.check.report import check_target, write_report
 from cvpeft.data.check.run import SHOWN, Outcome, check
 from cvpeft.errors import ConfigError
@@ -35,10 +35,8 @@ def check_job(
         if verify is None:
             raise ConfigError("DATA", "no json file is named", fix="cvpeft data check train.json val.json")
         return 2 if changed else 0
-    if manifest is not None and manifest.exists():
-        raise ConfigError(
-            "EXISTS", "the manifest is there already", where=str(manifest), fix="--verify it, or name another"
-        )
+    if manifest is not None:
+        refuse_manifest(manifest)
     check_target(out)
     splits, classes, anchors = _of_config(config, files) if config else (_by_name(files), (), None)
     outcome = check(

@@ -31,7 +31,6 @@ from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
 from cvpeft.files import sweep
-from cvpeft.peft.adapter import by_class
 from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
@@ -226,7 +225,7 @@ def _step(t: Trainer, batches: list[Batch]) -> dict[str, float]:
     for group in t.optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
     t.optimizer.step()
-    for kind, same in by_class(t.model).items():
+    for kind, same in t.adapters.items():
         kind.after_step(same, t.progress.step, t.total_steps)
     t.optimizer.zero_grad(set_to_none=True)
     t.ema.update(owned(t.model))
@@ -241,7 +240,7 @@ def _losses(t: Trainer, batch: Batch) -> dict[str, Tensor]:
     ]
     with torch.autocast(t.device.type, torch.bfloat16, enabled=t.precision == "bf16"):
         losses: dict[str, Tensor] = t.model(batch.images.to(t.device, non_blocking=True), targets)
-    terms = {kind.method: kind.penalty(same) for kind, same in by_class(t.model).items()}
+    terms = {kind.method: kind.penalty(same) for kind, same in t.adapters.items()}
     losses |= {name: term for name, term in terms.items() if term is not None}
     losses = {**losses, "loss": torch.stack([v.float() for v in losses.values()]).sum()}
     _check_finite(t, losses, batch.names)

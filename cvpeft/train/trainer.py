@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from cvpeft.config import schema
 from cvpeft.data.splits import Splits
 from cvpeft.errors import CheckpointError
+from cvpeft.peft.adapter import Adapter, by_class
 from cvpeft.peft.state import owned, remembered
 from cvpeft.train.checkpoint import State, load_state, optimizer_tensors, require_space, restore_optimizer, save_state
 from cvpeft.train.optim import EMA
@@ -58,6 +60,11 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     signum: int = 0
     told: float = field(default_factory=time.perf_counter)  # when the log last told of progress
+
+    @cached_property
+    def adapters(self) -> dict[type[Adapter], list[Adapter]]:
+        """Asked for in every step, and the same in all of them."""
+        return by_class(self.model)
 
     @property
     def batches_per_epoch(self) -> int:

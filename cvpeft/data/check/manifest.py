@@ -13,7 +13,7 @@ from cvpeft.data.images import is_file
 from cvpeft.errors import DataError
 from cvpeft.files import write_whole
 
-__all__ = ["verify_manifest", "write_manifest"]
+__all__ = ["refuse_manifest", "verify_manifest", "write_manifest"]
 
 LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
@@ -23,9 +23,7 @@ def write_manifest(target: Path, files: Sequence[Path]) -> int:
 
     DataError: the manifest is there already, or a file lies outside of its folder.
     """
-    if os.path.lexists(target):
-        what, fix = "the manifest is there already", "verify it with --verify, or name another file"
-        raise DataError("EXISTS", what, where=str(target), why="it would be lost", fix=fix)
+    refuse_manifest(target)
     root = target.absolute().parent.resolve()
     lines = []
     for file in sorted({file.resolve() for file in files}):
@@ -37,6 +35,13 @@ def write_manifest(target: Path, files: Sequence[Path]) -> int:
         lines.append(f"{chr(92) if plain != name else ''}{sha256_of(file)}  {plain}\n")
     write_whole(target, "".join(lines).encode("utf-8", "surrogateescape"), "the manifest")
     return len(lines)
+
+
+def refuse_manifest(target: Path) -> None:
+    """DataError where the manifest is there already: it can be asked before a check of minutes."""
+    if os.path.lexists(target):
+        what, fix = "the manifest is there already", "verify it with --verify, or name another file"
+        raise DataError("EXISTS", what, where=str(target), why="it would be lost", fix=fix)
 
 
 def verify_manifest(source: Path) -> list[Finding]:

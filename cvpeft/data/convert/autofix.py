@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 from cvpeft.data.boxes import clip_box, read_box, upright_hull
 from cvpeft.data.coco import load_coco
-from cvpeft.data.coco_file import Lists, is_id, is_number, read_coco_file, read_json, short
+from cvpeft.data.coco_file import Lists, is_id, is_number, read_coco_file, read_json, short, stated_size, whole
 from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree
 from cvpeft.data.images import find_image, is_file
@@ -104,17 +103,11 @@ def _whole_ids(work: _Work) -> None:
     for part, names in keys.items():
         for number, entry in enumerate(_objects(work.lists[part])):
             for name in names:
-                whole = _whole(entry.get(name))
-                if whole is not None:
-                    work.note("ids become whole numbers", f"{part}[{number}].{name}", entry[name], whole)
-                    entry[name] = whole
-
-
-def _whole(value: object) -> int | None:
-    """The whole number that a text or a float stands for; None where it is one already, or stands for none."""
-    if isinstance(value, str) and re.fullmatch(r"\d{1,15}", value):
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else None
+                old = entry.get(name)
+                new = whole(old)
+                if new is not old:
+                    work.note("ids become whole numbers", f"{part}[{number}].{name}", old, new)
+                    entry[name] = new
 
 
 def _join_categories(work: _Work) -> None:
@@ -213,8 +206,7 @@ def _settle_sizes(work: _Work) -> None:
             continue
         try:
             size = tree.size(name)
-            stated = (int(height), int(width)) if is_number(height) and is_number(width) else None
-            note = settle(stated, size, boxes.get(number, []), name)
+            note = settle(stated_size(height, width), size, boxes.get(number, []), name)
         except DataError:  # told by `load_coco` or by the loader: which size is meant cannot be known
             continue
         work.sizes[number] = size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,13 @@ class Photo:
     fields: dict[str, Any] = field(default_factory=dict)
     faults: list[DataError] = field(default_factory=list)
 
+    def take(self, read: Callable[[], Label]) -> None:
+        """Keep a label, or the fault that it has."""
+        try:
+            self.labels.append(read())
+        except DataError as fault:
+            self.faults.append(fault)
+
 
 @dataclass
 class Found:
@@ -62,6 +69,15 @@ class Found:
     unlabelled: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     loose_sizes: bool = False
+
+    def names(self) -> list[str]:
+        """Classes as they come up in the labels, sorted: of formats that have no list of them."""
+        return sorted({label.name for photo in self.photos for label in photo.labels})
+
+    def without_photo(self, images: Sequence[str]) -> list[str]:
+        """Those of the source's images that no label speaks of."""
+        seen = {photo.name for photo in self.photos}
+        return [name for name in images if name not in seen]
 
 
 def hull(xs: Sequence[float], ys: Sequence[float]) -> list[float]:

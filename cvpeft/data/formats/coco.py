@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
 
-from cvpeft.data.coco_file import Lists, dummy_category, is_id, is_number, read_coco_file, short
+from cvpeft.data.coco_file import Lists, dummy_category, is_id, is_number, read_coco_file, short, stated_size, whole
 from cvpeft.data.convert.found import Found, Label, Photo, hull
 from cvpeft.data.convert.tree import Tree, split_of
 from cvpeft.errors import DataError
@@ -34,8 +34,7 @@ def read(tree: Tree) -> Found:
     files = [name for name in tree.ending(".json") if _is_coco(tree, name)]
     for file in files or tree.ending(".json")[:1]:
         _Json(tree, file, found).read()
-    seen = {photo.name for photo in found.photos}
-    found.unlabelled = [name for name in tree.images if name not in seen]
+    found.unlabelled = found.without_photo(tree.images)
     return found
 
 
@@ -45,13 +44,6 @@ def _is_coco(tree: Tree, name: str) -> bool:
     except DataError:
         return False
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
-
-
-def _number(value: object) -> object:
-    """An id as a whole number where it is one in other clothes: "7" or 7.0."""
-    if isinstance(value, str) and re.fullmatch(r"\d{1,15}", value):
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Json:
@@ -73,10 +65,10 @@ class _Json:
             self._read_annotation(index, entry, missing)
 
     def _read_categories(self) -> None:
-        used = {_number(a.get("category_id")) for a in self.content["annotations"] if isinstance(a, dict)}
+        used = {whole(a.get("category_id")) for a in self.content["annotations"] if isinstance(a, dict)}
         dummy = dummy_category(self.content, used)
         for index, entry in enumerate(self.content["categories"]):
-            number, name = (_number(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+            number, name = (whole(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
             if not is_id(number) or not isinstance(name, str):
                 what = f"the category is {short(entry)}, not one with an id and a name"
                 raise DataError("CAT", what, where=f"{self.where}: categories[{index}]")
@@ -94,9 +86,9 @@ class _Json:
         """Fills `photos`; returns the ids of the images that are not there."""
         missing: set[object] = set()
         entries = [e if isinstance(e, dict) else {} for e in self.content["images"]]
-        ids = Counter(_number(entry.get("id")) for entry in entries)
+        ids = Counter(whole(entry.get("id")) for entry in entries)
         for index, entry in enumerate(entries):
-            number, name = _number(entry.get("id")), entry.get("file_name")
+            number, name = whole(entry.get("id")), entry.get("file_name")
             where = f"{self.where}: images[{index}]"
             image = self._find(name) if isinstance(name, str) else None
             if image is None:
@@ -104,7 +96,12 @@ class _Json:
                 what = f"the image {short(name)} is not there, or more than one could be meant"
                 self.found.faults.append(DataError("MISSING", what, where=where))
                 continue
-            photo = Photo(image, split=self.split, stated=_stated(entry), fields=_fields(entry))
+            photo = Photo(
+                image,
+                split=self.split,
+                stated=stated_size(entry.get("height"), entry.get("width")),
+                fields=_fields(entry),
+            )
             if not is_id(number) or ids[number] > 1:
                 what = f"the id of {name} is {short(number)}" + (", which others have too" if is_id(number) else "")
                 photo.faults.append(DataError("IMGID", what, where=where, why="boxes cannot be assigned"))
@@ -131,7 +128,7 @@ class _Json:
         if not isinstance(entry, dict):
             self.found.faults.append(DataError("COCO", f"the annotation is {short(entry)}", where=where))
             return
-        image, category = _number(entry.get("image_id")), _number(entry.get("category_id"))
+        image, category = whole(entry.get("image_id")), whole(entry.get("category_id"))
         photo = self.photos.get(image) if is_id(image) else None
         if photo is None:
             if image not in missing:
@@ -153,11 +150,6 @@ class _Json:
         rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
         area = entry.get("area")
         return Label(name, box, where, rotation, bool(entry.get("iscrowd") or 0), area if is_number(area) else None)
-
-
-def _stated(entry: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (int(height), int(width)) if is_number(height) and is_number(width) else None
 
 
 def _fields(entry: dict[str, Any]) -> dict[str, Any]:

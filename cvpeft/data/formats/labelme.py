@@ -7,14 +7,14 @@ and are faults. A json belongs to the image of its own name; only where there is
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
-from cvpeft.data.coco_file import is_number, short
+from cvpeft.data.coco_file import is_number, short, stated_size
 from cvpeft.data.convert.found import Found, Label, Photo, hull
 from cvpeft.data.convert.tree import Tree, split_of
 from cvpeft.errors import DataError
-from cvpeft.runtime.image import Size
 
 __all__ = ["matches", "read"]
 
@@ -28,7 +28,6 @@ def matches(tree: Tree) -> bool:
 
 def read(tree: Tree) -> Found:
     found = Found()
-    names: dict[str, None] = {}
     for file in tree.ending(".json"):
         where = str(tree.root / file)
         try:
@@ -40,17 +39,15 @@ def read(tree: Tree) -> Found:
         except DataError as fault:
             found.faults.append(fault)
             continue
-        photo = Photo(image, split=split_of(PurePosixPath(image).parts[:-1]), stated=_stated(content))
+        photo = Photo(
+            image,
+            split=split_of(PurePosixPath(image).parts[:-1]),
+            stated=stated_size(content.get("imageHeight"), content.get("imageWidth")),
+        )
         for number, shape in enumerate(content["shapes"]):
-            try:
-                photo.labels.append(_label(shape, found, f"{where}: shapes[{number}]"))
-                names.setdefault(photo.labels[-1].name)
-            except DataError as fault:
-                photo.faults.append(fault)
+            photo.take(partial(_label, shape, found, f"{where}: shapes[{number}]"))
         found.photos.append(photo)
-    found.classes = sorted(names)
-    seen = {photo.name for photo in found.photos}
-    found.unlabelled = [name for name in tree.images if name not in seen]
+    found.classes, found.unlabelled = found.names(), found.without_photo(tree.images)
     return found
 
 
@@ -69,11 +66,6 @@ def _image(tree: Tree, file: str, content: dict[str, Any], where: str) -> str:
         what = f"the labels have no image: neither {PurePosixPath(file).stem} nor {stated[:100]!r} is there"
         raise DataError("MISSING", what, where=where)
     return image
-
-
-def _stated(content: dict[str, Any]) -> Size | None:
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    return (int(height), int(width)) if is_number(height) and is_number(width) else None
 
 
 def _label(shape: object, found: Found, where: str) -> Label:

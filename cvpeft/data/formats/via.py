@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,7 +34,6 @@ def matches(tree: Tree) -> bool:
 def read(tree: Tree) -> Found:
     found = Found()
     photos: dict[str, Photo] = {}
-    names: dict[str, None] = {}
     for file in filter(lambda name: _is_via(tree, name), tree.ending(".csv")):
         split = split_of([*PurePosixPath(file).parts[:-1], *PurePosixPath(file).stem.split("_")])
         for number, row in enumerate(_rows(tree, file), 2):
@@ -50,13 +50,9 @@ def read(tree: Tree) -> Found:
             photo.stated = photo.stated or _size(tree, image)
             if (row["region_count"] or "").strip() == "0":
                 continue
-            try:
-                photo.labels.append(_label(row, found, where))
-                names.setdefault(photo.labels[-1].name)
-            except DataError as fault:
-                photo.faults.append(fault)
-    found.photos, found.classes = list(photos.values()), sorted(names)
-    found.unlabelled = [name for name in tree.images if name not in photos]
+            photo.take(partial(_label, row, found, where))
+    found.photos = list(photos.values())
+    found.classes, found.unlabelled = found.names(), found.without_photo(tree.images)
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
+from functools import partial
 from pathlib import PurePosixPath
 from typing import NoReturn
 
@@ -34,8 +35,6 @@ def matches(tree: Tree) -> bool:
 def read(tree: Tree) -> Found:
     found = Found(loose_sizes=True)
     sets = _image_sets(tree)
-    names: dict[str, None] = {}
-    seen: set[str] = set()
     for file in tree.ending(".xml"):
         where = str(tree.root / file)
         try:
@@ -44,18 +43,12 @@ def read(tree: Tree) -> Found:
         except DataError as fault:
             found.faults.append(fault)
             continue
-        seen.add(image)
         split = sets.get(key(image), "") if sets else split_of(PurePosixPath(image).parts[:-1])
         photo = Photo(image, split=split, stated=_stated(root))
         for number, item in enumerate(root.iter("object")):
-            try:
-                photo.labels.append(_label(item, found, f"{where}: object {number}"))
-                names.setdefault(photo.labels[-1].name)
-            except DataError as fault:
-                photo.faults.append(fault)
+            photo.take(partial(_label, item, found, f"{where}: object {number}"))
         found.photos.append(photo)
-    found.classes = sorted(names)
-    found.unlabelled = [name for name in tree.images if name not in seen]
+    found.classes, found.unlabelled = found.names(), found.without_photo(tree.images)
     return found
 
 

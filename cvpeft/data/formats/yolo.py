@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -169,10 +170,7 @@ def _photo(tree: Tree, name: str, split: str, label: str | None, found: Found) -
         photo.faults.append(fault)
         return photo
     for number, line in rows:
-        try:
-            photo.labels.append(_label(line, size, found, f"{tree.root / label}:{number}"))
-        except DataError as fault:
-            photo.faults.append(fault)
+        photo.take(partial(_label, line, size, found, f"{tree.root / label}:{number}"))
     return photo
 
 
