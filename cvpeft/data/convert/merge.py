@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvpeft.data.coco import CocoData, ImageRecord, load_coco
-from cvpeft.data.coco_file import dummy_category, read_coco_file
+from cvpeft.data.coco_file import dummy_category, is_id, read_coco_file
 from cvpeft.data.convert.writer import Part, write_set
 from cvpeft.errors import DataError
 
@@ -50,7 +50,8 @@ def _class_names(files: Sequence[Path]) -> list[str]:
     names: dict[str, None] = {}
     for file in files:
         content = read_coco_file(file)
-        used = {a.get("category_id") for a in content["annotations"] if isinstance(a, dict)}
+        ids = (a.get("category_id") for a in content["annotations"] if isinstance(a, dict))
+        used: set[object] = {number for number in ids if is_id(number)}
         dummy = dummy_category(content, used)
         found = [c for c in content["categories"] if isinstance(c, dict) and isinstance(c.get("id"), int)]
         for category in sorted(found, key=lambda c: c["id"]):

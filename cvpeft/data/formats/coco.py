@@ -65,7 +65,8 @@ class _Json:
             self._read_annotation(index, entry, missing)
 
     def _read_categories(self) -> None:
-        used = {whole(a.get("category_id")) for a in self.content["annotations"] if isinstance(a, dict)}
+        ids = (whole(a.get("category_id")) for a in self.content["annotations"] if isinstance(a, dict))
+        used: set[object] = {number for number in ids if is_id(number)}
         dummy = dummy_category(self.content, used)
         for index, entry in enumerate(self.content["categories"]):
             number, name = (whole(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
@@ -86,13 +87,13 @@ class _Json:
         """Fills `photos`; returns the ids of the images that are not there."""
         missing: set[object] = set()
         entries = [e if isinstance(e, dict) else {} for e in self.content["images"]]
-        ids = Counter(whole(entry.get("id")) for entry in entries)
+        ids = Counter(filter(is_id, (whole(entry.get("id")) for entry in entries)))
         for index, entry in enumerate(entries):
             number, name = whole(entry.get("id")), entry.get("file_name")
             where = f"{self.where}: images[{index}]"
             image = self._find(name) if isinstance(name, str) else None
             if image is None:
-                missing.add(number)
+                missing |= {number} if is_id(number) else set()
                 what = f"the image {short(name)} is not there, or more than one could be meant"
                 self.found.faults.append(DataError("MISSING", what, where=where))
                 continue
@@ -105,7 +106,8 @@ class _Json:
             if not is_id(number) or ids[number] > 1:
                 what = f"the id of {name} is {short(number)}" + (", which others have too" if is_id(number) else "")
                 photo.faults.append(DataError("IMGID", what, where=where, why="boxes cannot be assigned"))
-            self.photos[number] = photo
+            if is_id(number):
+                self.photos[number] = photo
             self.found.photos.append(photo)
         return missing
 
@@ -131,7 +133,7 @@ class _Json:
         image, category = whole(entry.get("image_id")), whole(entry.get("category_id"))
         photo = self.photos.get(image) if is_id(image) else None
         if photo is None:
-            if image not in missing:
+            if not is_id(image) or image not in missing:
                 what = f"image_id is {short(image)}, which no image has"
                 self.found.faults.append(DataError("IMGID", what, where=where))
             return

@@ -130,6 +130,15 @@ def test_faults_of_all_files_are_told_and_nothing_is_written(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_category_that_is_a_list_is_a_fault(tmp_path: Path) -> None:
+    files = cities(tmp_path, 2)
+    broken = content(files[1])
+    broken["annotations"][0]["category_id"] = [1]
+    files[1].write_text(json.dumps(broken))
+    with pytest.raises(DataError, match=r"category_id is \[1\], but the categories are"):
+        merge_jsons(files, tmp_path / "out")
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(file) for file in cities(tmp_path, 2)]
     assert main(["data", "merge", *files, "--out", str(tmp_path / "all")]) == 0

@@ -193,3 +193,21 @@ def test_an_image_id_used_twice_spoils_both_images(tmp_path: Path) -> None:
     assert "which others have too" in refusal(root)
     run(root, skip=True)
     assert list(labels(tmp_path / "out/data.json")) == ["c.jpg"]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, None])
+@pytest.mark.parametrize(("part", "key"), [("images", "id"), ("annotations", "image_id"), ("categories", "id")])
+def test_an_id_that_is_none_is_a_fault(tmp_path: Path, part: str, key: str, value: object) -> None:
+    photo(tmp_path / "set/1.jpg")
+    data = coco({"1.jpg": [BOX]}, NAMES)
+    data[part][0][key] = value
+    write(tmp_path / "set/a.json", data)
+    assert json.dumps(value) in refusal(tmp_path / "set")
+
+
+def test_a_category_that_is_a_list_is_a_fault(tmp_path: Path) -> None:
+    photo(tmp_path / "set/1.jpg")
+    data = coco({"1.jpg": [BOX]}, NAMES)
+    data["annotations"][0]["category_id"] = [1]
+    write(tmp_path / "set/a.json", data)
+    assert "category_id is [1], but the categories are 1 good, 2 broke" in refusal(tmp_path / "set")
