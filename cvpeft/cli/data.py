@@ -125,12 +125,14 @@ def _autofix(verbs: argparse._SubParsersAction) -> None:
     parser = add_command(verbs, "autofix", run_autofix, about, example)
     parser.add_argument("json", type=Path, help="it stays as it is")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="in the json's folder, or above")
+    drop = "take out images that are missing or cannot be decoded, with their boxes, as long as they are few"
+    parser.add_argument("--drop-unreadable", action="store_true", help=drop)
 
 
 def run_autofix(args: argparse.Namespace) -> int:
     from cvpeft.data.convert.autofix import autofix
 
-    fixed = autofix(args.json, args.out)
+    fixed = autofix(args.json, args.out, drop_unreadable=args.drop_unreadable)
     for what, count in fixed.counts.items():
         print(f"{count} x {what}")
     print(f"{fixed.file}: {sum(fixed.counts.values())} changes, each in {fixed.log}")

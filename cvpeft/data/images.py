@@ -10,8 +10,10 @@ from pathlib import Path
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size
 
-__all__ = ["find_image", "is_file", "missing_images", "wrong_size"]
+__all__ = ["find_image", "is_file", "missing_images", "too_many_unreadable", "wrong_size"]
 
+MOST_SKIPPED = 0.05  # part of the images that may be unreadable before leaving them out is no help
+TAKE_OUT = "cvpeft data autofix JSON --out NEW --drop-unreadable"
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -66,12 +68,21 @@ def missing_images(file: Path, names: Sequence[str], total: int) -> DataError:
     """One error for all images of a json that are not there: their count, the first five, and where they may lie."""
     what = f"{len(names)} of {total} image files are missing: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     root = file.parent
-    fix = f"file_name is relative to {root}; move the json or the images, or take these images out of the json"
+    fix = f"file_name is relative to {root}; move the json or the images, or take these out of the json ({TAKE_OUT})"
     for folder in (root / "images", root.parent, root.parent / "images"):
         if is_file(folder / names[0]):
             fix = f"{names[0]} lies in {folder}: move the json there"
             break
     return DataError("MISSING", what, where=str(file), fix=fix)
+
+
+def too_many_unreadable(broken: int, total: int, where: str) -> DataError | None:
+    """An error where leaving out unreadable images would hide that something larger went wrong; else None."""
+    if broken <= MOST_SKIPPED * total:
+        return None
+    what = f"{broken} of {total} images cannot be decoded, more than {MOST_SKIPPED:.0%}"
+    why, fix = "so many are no accident", "copy the data again from its origin"
+    return DataError("IMAGES", what, where=where, why=why, fix=fix)
 
 
 def wrong_size(path: Path, stated: Size, found: Size) -> DataError:

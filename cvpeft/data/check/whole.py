@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cvpeft.data.check.finding import Case, Finding, Split, error, warning
-from cvpeft.data.images import wrong_size
+from cvpeft.data.images import too_many_unreadable, wrong_size
 from cvpeft.errors import DataError
 
 __all__ = ["check_files", "check_sizes"]
 
-MOST_SKIPPED = 0.05  # part of the images that may be unreadable before skipping them is no help
 TURNED = (2, 3, 4)  # EXIF orientations that leave width and height as they are
 
 
 def check_files(case: Case, *, skip: bool = False) -> Iterator[Finding]:
-    """skip: an unreadable image is a warning, as long as few are: the user will take them out."""
+    """skip: an unreadable image is a warning, as long as few are: the user will take them out (data autofix)."""
     for split in case.splits:
         paths = [image.path for image in split.images if image.path in case.pixels]
         broken = [path for path in paths if case.pixels[path].fault]
-        many = len(broken) > MOST_SKIPPED * len(paths)
+        many = too_many_unreadable(len(broken), len(paths), split.name)
         for path in broken:
             fault = case.pixels[path].fault
             assert fault is not None
             yield warning(fault, [path]) if skip and not many else error(fault, [path])
         if skip and many:
-            what = f"{len(broken)} of {len(paths)} images cannot be decoded, more than {MOST_SKIPPED:.0%}"
-            why, fix = "so many are no accident", "copy the data again from its origin"
-            yield error(DataError("IMAGES", what, where=split.name, why=why, fix=fix), broken)
+            yield error(many, broken)
 
 
 def check_sizes(case: Case) -> Iterator[Finding]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cvpeft.data.boxes import clip_box, read_box, upright_hull
+from cvpeft.data.check.pixels import decode_all
 from cvpeft.data.coco import load_coco
 from cvpeft.data.coco_file import Lists, is_id, is_number, read_coco_file, read_json, short, stated_size, whole
 from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree
-from cvpeft.data.images import find_image, is_file
+from cvpeft.data.images import find_image, is_file, too_many_unreadable
 from cvpeft.errors import DataError
 from cvpeft.files import write_whole
 from cvpeft.runtime.image import Size
@@ -52,13 +53,15 @@ class _Work:
         self.changes.append({"repair": what, "where": where, "before": before, "after": after})
 
 
-def autofix(file: Path, out: Path) -> Fixed:
+def autofix(file: Path, out: Path, *, drop_unreadable: bool = False, progress: bool = True) -> Fixed:
     """Write `out` and, beside it, its log NAME.log.json; `file` and its images stay as they are.
 
     Put right: ids that are texts or 7.0, categories of one name, entries of one image, backslashes and foreign prefixes
     in file names, sizes that are missing or swapped where the boxes show which way is meant, boxes that leave their
     image by less than half, boxes without area, the same box twice, areas, crowd marks, ids of annotations.
-    DataError: `file` is no COCO json, `out` is there, or does not lie in a folder above the images.
+    drop_unreadable: images that are missing or cannot be decoded are taken out, with their boxes, as long as they are
+    few; every image is decoded for it. progress: a bar while that lasts.
+    DataError: `file` is no COCO json, `out` is there, or does not lie in a folder above the images; too many to drop.
     """
     log = out.with_suffix(".log.json")
     for target in (out, log):
@@ -71,6 +74,8 @@ def autofix(file: Path, out: Path) -> Fixed:
     work = _Work(file, copy.deepcopy({key: content[key] for key in ("images", "annotations", "categories")}))
     for repair in REPAIRS:
         repair(work)
+    if drop_unreadable:
+        _drop_unreadable(work, progress=progress)
     _rebase(work, out)
     counts = Counter(change["repair"] for change in work.changes)
     write_whole(out, json.dumps({**content, **work.lists}))
@@ -213,6 +218,36 @@ def _settle_sizes(work: _Work) -> None:
         if note or (height, width) != size:
             work.note("sizes are those of the upright image", name, [width, height], [size[1], size[0]])
             entry["height"], entry["width"] = size
+
+
+def _drop_unreadable(work: _Work, *, progress: bool) -> None:
+    """Take out what cannot be decoded; the log keeps each entry and each box, with the reason."""
+    root, images = work.file.parent.resolve(), work.lists["images"]
+    paths = {number: path for number, entry in enumerate(images) if (path := _path_of(root, entry))}
+    pixels = decode_all(list(paths.values()), progress=progress)
+    broken = {number: str(fault) for number, path in paths.items() if (fault := pixels[path].fault)}
+    if fault := too_many_unreadable(len(broken), len(images), str(work.file)):
+        raise fault
+    for number, why in broken.items():
+        work.note("images that cannot be read are taken out", why, images[number])
+    work.lists["images"] = [entry for number, entry in enumerate(images) if number not in broken]
+    left = {entry["id"] for entry in _objects(work.lists["images"]) if is_id(entry.get("id"))}
+    gone = {images[number]["id"] for number in broken if is_id(images[number].get("id"))} - left
+    kept = []
+    for entry in work.lists["annotations"]:
+        if isinstance(entry, dict) and is_id(entry.get("image_id")) and entry["image_id"] in gone:
+            work.note("boxes of images that cannot be read are taken out", _title(entry), entry)
+        else:
+            kept.append(entry)
+    work.lists["annotations"] = kept
+
+
+def _path_of(root: Path, entry: object) -> Path | None:
+    """Where an image lies, there or not; None: its name is none, or leads out of the folder."""
+    try:
+        return find_image(root, entry.get("file_name"), str(root))[0] if isinstance(entry, dict) else None
+    except DataError:
+        return None
 
 
 def _boxes(work: _Work) -> dict[int, list[list[float]]]:

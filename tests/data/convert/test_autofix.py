@@ -162,3 +162,42 @@ def test_the_new_json_may_stand_above_and_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="the file is there"):
             autofix(file, taken)
     assert json.loads(file.read_text())["annotations"][0]["id"] == 0
+
+
+def test_images_that_cannot_be_read_are_taken_out_when_asked(tmp_path: Path) -> None:
+    """One missing, one cut off, of forty; their boxes go with them, and the log keeps all of it."""
+    file = write(tmp_path, coco(40))
+    (tmp_path / "images/3.png").unlink()
+    broken = tmp_path / "images/7.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    before, boxes = state(tmp_path), content(file)["annotations"]
+    fixed = autofix(file, tmp_path / "fixed.json", drop_unreadable=True, progress=False)
+    assert {name: found for name, found in state(tmp_path).items() if name in before} == before
+    lost = {3, 7}
+    kept = [box for box in boxes if box["image_id"] not in lost]
+    assert fixed.left is None
+    assert [image["id"] for image in content(fixed.file)["images"]] == [n for n in range(1, 41) if n not in lost]
+    assert content(fixed.file)["annotations"] == kept
+    changes = content(fixed.log)["changes"]
+    assert [change["before"]["id"] for change in changes if change["repair"].startswith("images")] == [3, 7]
+    assert [change["before"] for change in changes if change["repair"].startswith("boxes")] == [
+        box for box in boxes if box["image_id"] in lost
+    ]
+
+
+def test_without_the_word_nothing_is_taken_out(tmp_path: Path) -> None:
+    file = write(tmp_path, coco(40))
+    (tmp_path / "images/3.png").unlink()
+    fixed = fix(file)
+    assert content(fixed.file) == content(file)
+    assert fixed.left is not None
+    assert "--drop-unreadable" in str(fixed.left)
+
+
+def test_many_unreadable_images_are_no_accident(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, coco(10))
+    (tmp_path / "images/3.png").write_bytes(b"")
+    out = tmp_path / "fixed.json"
+    assert main(["data", "autofix", str(file), "--out", str(out), "--drop-unreadable"]) == 2
+    assert "1 of 10 images cannot be decoded, more than 5%" in capsys.readouterr().err
+    assert not out.exists()
