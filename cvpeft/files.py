@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cvpeft.errors import ResourceError
+from cvpeft.errors import DataError, ResourceError
 
-__all__ = ["TEMP", "replacing", "sweep", "sync", "unwritable", "write_whole"]
+__all__ = ["TEMP", "refuse_existing", "replacing", "sweep", "sync", "unwritable", "write_whole"]
 
 TEMP = ".part"  # ending of what is not whole yet
 FIX = "make room or permit writing, then run the same command"
@@ -46,6 +46,12 @@ def write_whole(file: Path, content: str | bytes, what: str = "the file", *, fix
     """Write a file, text as UTF-8, as `replacing` does; ResourceError where it cannot be written."""
     with replacing(file, what, fix=fix) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def refuse_existing(target: Path, *, fix: str = "name another file") -> None:
+    """DataError where something has this name, be it a link that leads nowhere."""
+    if os.path.lexists(target):
+        raise DataError("EXISTS", "the file is there already", where=str(target), why="it would be lost", fix=fix)
 
 
 def sync(path: Path) -> None:

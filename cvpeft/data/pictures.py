@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cvpeft.data.coco import CocoData, ImageRecord
 from cvpeft.errors import DataError
-from cvpeft.files import write_whole
+from cvpeft.files import refuse_existing, write_whole
 from cvpeft.runtime.draw import draw
 from cvpeft.runtime.image import decode, resize
 
@@ -61,9 +60,7 @@ def write_sheet(target: Path, data: CocoData, *, images: int = 24, seed: int | N
 
     DataError where the file is there already.
     """
-    if os.path.lexists(target):
-        raise DataError("EXISTS", "the file is there already", where=str(target), why="it would be lost",
-                        fix="name another file with --out")  # fmt: skip
+    refuse_existing(target, fix="name another file with --out")
     chosen = np.arange(len(data.images))
     if seed is not None:
         chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:images])

@@ -19,7 +19,7 @@ from cvpeft.detector.build import PREDICTORS, build_detector
 from cvpeft.detector.saved import RESOLVED, load_run, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.export.run import write_weights
-from cvpeft.files import write_whole
+from cvpeft.files import refuse_existing, write_whole
 from cvpeft.peft.merge import merge
 from cvpeft.study.crops import (
     FORMULAS,
@@ -57,14 +57,13 @@ def pretrain(
     formulas: classes of formula-drawn shapes that the crops hold besides.
     minutes: both parts get as many epochs, at most the configured ones, as fit into this time by a measurement at the
     first call; they are written down beside the crops, so that the recipe is one that other machines can repeat.
-    ConfigError: another mode or weights, `out` exists, or one of the parts was made with other settings.
+    ConfigError: another mode or weights, or one of the parts was made with other settings. DataError: `out` exists.
     """
     settings = read_settings(config, overrides)
     if settings.peft.mode != "full" or settings.backbone.weights != "none":
         what = f"peft.mode is {settings.peft.mode}, backbone.weights {settings.backbone.weights}"
         raise ConfigError("PRETRAIN", what, where=str(config), why="A base is trained whole", fix="set full and none")
-    if out.exists():
-        raise ConfigError("PRETRAIN", "the file is there", where=str(out), why="It would be lost", fix="move it away")
+    refuse_existing(out, fix="move it away")
     run = run_folder(settings)
     backbone = run.with_name(f"{run.name}_crops") / "backbone.safetensors"
     digest = _data_digest(settings)

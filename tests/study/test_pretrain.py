@@ -14,7 +14,7 @@ from cvpeft.backbone import weights
 from cvpeft.cli import main
 from cvpeft.config.load import dump
 from cvpeft.detector.build import PREDICTORS, build_detector
-from cvpeft.errors import BackboneError, ConfigError
+from cvpeft.errors import BackboneError, ConfigError, DataError
 from cvpeft.study.pretrain import pretrain
 from tests.helpers import CLASSES, ellipses, settings
 
@@ -91,7 +91,7 @@ def test_crops_may_be_left_out(tmp_path: Path) -> None:
 
 def test_a_file_that_is_there_is_not_lost(made: Path) -> None:
     before = made.read_bytes()
-    with pytest.raises(ConfigError, match="the file is there"):
+    with pytest.raises(DataError, match="the file is there"):
         pretrain(made.parents[1] / "pretrain.yaml", made)
     assert made.read_bytes() == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from cvpeft.data.check.finding import Finding, error
 from cvpeft.data.check.pixels import sha256_of
 from cvpeft.data.images import is_file
 from cvpeft.errors import DataError
-from cvpeft.files import write_whole
+from cvpeft.files import refuse_existing, write_whole
 
 __all__ = ["refuse_manifest", "verify_manifest", "write_manifest"]
 
@@ -39,9 +38,7 @@ def write_manifest(target: Path, files: Sequence[Path]) -> int:
 
 def refuse_manifest(target: Path) -> None:
     """DataError where the manifest is there already: it can be asked before a check of minutes."""
-    if os.path.lexists(target):
-        what, fix = "the manifest is there already", "verify it with --verify, or name another file"
-        raise DataError("EXISTS", what, where=str(target), why="it would be lost", fix=fix)
+    refuse_existing(target, fix="verify it with --verify, or name another file")
 
 
 def verify_manifest(source: Path) -> list[Finding]:

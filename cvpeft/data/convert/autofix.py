@@ -22,7 +22,7 @@ from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree
 from cvpeft.data.images import find_image, is_file, too_many_unreadable
 from cvpeft.errors import DataError
-from cvpeft.files import write_whole
+from cvpeft.files import refuse_existing, write_whole
 from cvpeft.runtime.image import Size
 
 __all__ = ["Fixed", "autofix"]
@@ -65,10 +65,7 @@ def autofix(file: Path, out: Path, *, drop_unreadable: bool = False, progress: b
     """
     log = out.with_suffix(".log.json")
     for target in (out, log):
-        if target.exists():
-            raise DataError(
-                "EXISTS", "the file is there", where=str(target), why="nothing is overwritten", fix="name another"
-            )
+        refuse_existing(target)
     read_coco_file(file)  # says what is wrong with what is no COCO json
     content: Any = read_json(file)
     work = _Work(file, copy.deepcopy({key: content[key] for key in ("images", "annotations", "categories")}))

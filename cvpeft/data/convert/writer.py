@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cvpeft.errors import DataError, ResourceError
-from cvpeft.files import TEMP, write_whole
+from cvpeft.files import TEMP, refuse_existing, write_whole
 
 __all__ = ["LOG", "Part", "part_of", "write_set"]
 
@@ -84,8 +84,7 @@ def _write_beside(out: Path, contents: Mapping[str, Content], log: Content | Non
     """The json files alone, into a folder that holds the images already."""
     files = {out / f"{name}.json": content for name, content in contents.items()}
     for file in [*files, *([out / LOG] if log is not None else [])]:
-        if file.exists():
-            raise DataError("EXISTS", "another file has this name", where=str(file), fix="move it away")
+        refuse_existing(file, fix="move it away")
     for file, content in files.items():
         write_whole(file, json.dumps(content))
     if log is not None:

@@ -45,7 +45,7 @@ def test_one_bit_a_gone_file_and_a_new_one(tmp_path: Path, files: list[Path], nu
 def test_a_manifest_is_never_overwritten_and_reads_nothing_outside(tmp_path: Path, files: list[Path]) -> None:
     target = tmp_path / "data.sha256"
     write_manifest(target, files)
-    with pytest.raises(DataError, match="the manifest is there already"):
+    with pytest.raises(DataError, match="the file is there already"):
         write_manifest(target, files)
     (tmp_path / "images/link").symlink_to("/etc")
     for name in ("../x", "/etc/passwd", "images/link/passwd", "a\0b"):

@@ -40,7 +40,7 @@ def test_into_the_sources_own_folder_only_the_json_files_are_written(tmp_path: P
     assert {name: found for name, found in state(root).items() if name in before} == before
     import_labels(root, tmp_path, form="yolo")  # above it
     assert labels(tmp_path / "train.json") == {"set/train/images/a.jpg": [("good", BOX)]}
-    with pytest.raises(DataError, match=r"train\.json - another file has this name"):
+    with pytest.raises(DataError, match=r"train\.json - the file is there already"):
         import_labels(root, root, form="yolo")
 
 

@@ -102,7 +102,7 @@ def test_a_json_above_all_images_names_them_where_they_lie(tmp_path: Path) -> No
         "city1/images/1.png",
     ]
     assert state(tmp_path).keys() - before.keys() == {str(tmp_path / "both.json")}
-    with pytest.raises(DataError, match="another file has this name"):
+    with pytest.raises(DataError, match="the file is there already"):
         merge_jsons(files, tmp_path / "both.json")
     with pytest.raises(DataError, match="not all images lie below"):
         merge_jsons(files, tmp_path / "city0/both.json")
