@@ -89,7 +89,8 @@ def join(found: Sequence[Found], places: Sequence[Letterbox]) -> Found:
     windows = np.array([_seen(place) for place in places])  # (T, 4)
     tile = np.repeat(np.arange(len(found)), [len(f.scores) for f in found])  # (N,)
     boxes, scores, labels = (np.concatenate([getattr(f, key) for f in found]) for key in ("boxes", "scores", "labels"))
-    cut = _cut(boxes, windows[tile], places[0])
+    inner = np.array([_goes_on(place) for place in places])  # (T, 4)
+    cut = _cut(boxes, windows[tile], inner[tile], places[0])
     boxes, scores, left = boxes.copy(), scores.copy(), np.ones(len(boxes), bool)
     kept = []
     for i in np.lexsort((-scores, cut)):  # whole ones first, then by score
@@ -115,12 +116,20 @@ def _seen(place: Letterbox) -> np.ndarray:
     return place.inverse(np.array([[0, 0, place.size[1], place.size[0]]]))[0]
 
 
-def _cut(boxes: np.ndarray, windows: np.ndarray, place: Letterbox) -> np.ndarray:
-    """Whether a box (N, 4) touches a side of its window (N, 4) behind which the photo goes on -> (N,)."""
-    height, width = place.source
-    y, x = EDGE * height / place.inner[0], EDGE * width / place.inner[1]
+def _goes_on(place: Letterbox) -> tuple[bool, bool, bool, bool]:
+    """Behind which of a tile's sides (left, top, right, bottom) the photo goes on.
+
+    In whole pixels of the network input: what `_seen` gives is rounded, and need not be the photo's border exactly.
+    """
+    (height, width), (rows, columns) = place.size, place.inner
+    return place.left < 0, place.top < 0, place.left + columns > width, place.top + rows > height
+
+
+def _cut(boxes: np.ndarray, windows: np.ndarray, inner: np.ndarray, place: Letterbox) -> np.ndarray:
+    """Whether a box (N, 4) touches an inner side (N, 4) of its window (N, 4) -> (N,)."""
+    y, x = EDGE * place.source[0] / place.inner[0], EDGE * place.source[1] / place.inner[1]
     near = np.abs(boxes - windows) <= (x, y, x, y)
-    return np.asarray((near & (windows != (0, 0, width, height))).any(1))
+    return np.asarray((near & inner).any(1))
 
 
 def _common_iou(box: np.ndarray, window: np.ndarray, boxes: np.ndarray, windows: np.ndarray) -> np.ndarray:

@@ -127,6 +127,29 @@ def test_a_whole_box_wins_over_a_cut_one_and_takes_its_score() -> None:
     assert joined.scores.tolist() == [0.9]
 
 
+@pytest.mark.parametrize("source", [(3024, 4032), (4032, 3024), (2160, 3840), (1080, 1920), (2448, 3264), (4000, 6000)])
+@pytest.mark.parametrize(
+    ("tile", "canvas"), [((416, 640), (832, 1280)), ((640, 640), (1280, 1920)), ((448, 672), (1000, 1333))]
+)
+def test_the_border_of_a_photo_cuts_nothing(source: Size, tile: Size, canvas: Size) -> None:
+    """An object that reaches the far border is whole in the last tile; what a neighbour saw of it adds nothing."""
+    photo = TiledPhoto.of(source, tile, canvas)
+    corner, tried = photo.places[-1], 0
+    for other in photo.places[:-1]:
+        if (other.left == corner.left) == (other.top == corner.top):  # a neighbour along one axis only
+            continue
+        low, high = (p.inverse(np.array([[0, 0, tile[1], tile[0]]]))[0] for p in (corner, other))
+        if (high[2:] <= low[:2]).any():
+            continue
+        start = (np.maximum(low[:2], high[:2]) + np.minimum(low[2:], high[2:])) / 2
+        whole, part = np.array([*start, source[1], source[0]]), np.array([*(start - EDGE), *np.minimum(low, high)[2:]])
+        found = [Found(box[None], np.array([score]), np.array([1])) for box, score in ((whole, 0.5), (part, 0.9))]
+        joined = join(found, [corner, other])
+        assert joined.boxes.tolist() == [whole.tolist()]
+        tried += 1
+    assert tried
+
+
 def test_nothing_found_is_no_box() -> None:
     photo = TiledPhoto.of((64, 150), TILE, "photo")
     nothing = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
