@@ -6,6 +6,7 @@ Whatever is not whole yet lies beside its place under another name; only when it
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,8 +29,9 @@ def replacing(file: Path, what: str = "the file", *, fix: str = FIX) -> Iterator
     ResourceError, of which `what` and `fix` are words, where the block or what comes after meets an OSError; after that
     and after any other exception the old file stands and nothing lies beside it.
     """
-    # The process is in the name, or two that write the same file would mix their bytes.
-    part = file.with_name(f".{file.name}.{os.getpid()}{TEMP}")
+    # The process is in the name, or two that write the same file would mix their bytes. The file's own name is not: it
+    # may be as long as a name can be.
+    part = file.with_name(f".{hashlib.sha256(os.fsencode(file.name)).hexdigest()[:16]}.{os.getpid()}{TEMP}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield part

@@ -186,6 +186,14 @@ def test_a_killed_process_leaves_the_old_file_and_a_part_that_is_swept(tmp_path:
             part.write_text("half")
             os._exit(9)
     os.waitpid(child, 0)
-    assert content(tmp_path) == {"file": b"old", f".file.{child}{files.TEMP}": b"half"}
+    (part,) = tmp_path.glob(f".*.{child}{files.TEMP}")
+    assert content(tmp_path) == {"file": b"old", part.name: b"half"}
     sweep(tmp_path)
     assert content(tmp_path) == {"file": b"old"}
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    names = ["x" * 255, "盖" * 85]
+    for name in names:
+        write_whole(tmp_path / name, "new")
+    assert sorted(content(tmp_path)) == sorted(names)
