@@ -61,8 +61,8 @@ def open_session(path: Path, threads: int) -> Any:
 
 def check_file(path: Path) -> None:
     """DataError where the path is no file of a size that can be a model, or where its tensors lie in other files."""
-    if not path.is_file():
-        raise _unreadable(path, "it is a folder, a pipe or a device" if path.exists() else "no such file")
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+        raise _unreadable(path, "it is a folder, a pipe or a device" if os.path.exists(path) else "no such file")
     size = path.stat().st_size
     if size == 0:
         raise _unreadable(path, "the file is empty")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ PHOTOS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
     ".gif", ".jp2",
 )  # fmt: skip
+LONGEST = 230  # bytes of a picture's name before number, time and ending; systems allow 255 of them all
 STAMP = r"_\d{6,}\.\d{3}\.jpg"  # what the pictures of a video have after its name
 
 
 @dataclass(frozen=True)
 class Photo:
-    """path: where it lies. name: relative to the folder that was asked for. picture: name of the drawn one; of a video
-    the part that all its pictures begin with."""
+    """path: where it lies, links followed. name: relative to the folder that was asked for, with more of its path where
+    another photo has that name too. picture: name of the drawn one; of a video the part that all its pictures begin
+    with."""
 
     path: Path
     name: str
@@ -36,7 +39,7 @@ class Photo:
 
     @property
     def is_video(self) -> bool:
-        return _is_video(self.path)
+        return _is_video(Path(self.name))  # a link is what it is called; where it leads may have a name without ending
 
 
 def find_photos(images: Sequence[str | Path]) -> list[Photo]:
@@ -48,18 +51,20 @@ def find_photos(images: Sequence[str | Path]) -> list[Photo]:
     names are kept apart: street.jpg, street-2.jpg. Raises DataError with all arguments that lead to no photograph.
     """
     faults: list[str] = []
-    found: dict[Path, str] = {}
+    found: dict[Path, tuple[Path, str]] = {}  # where it lies -> the path that led there, and its name
     for argument in images:
         photos = list(_named_by(argument))
         if not photos:
             faults.append(f"{argument} ({_nothing(str(argument))})")
         for path, name in photos:
-            found.setdefault(Path(os.path.realpath(path)), printable(name))  # resolve() raises in a circle of links
+            real = Path(os.path.realpath(path))  # resolve() raises in a circle of links
+            found.setdefault(real, (path, printable(name)))
     if faults or not found:
         what = "; ".join(faults) or "no image is named"
         raise DataError("IMAGES", f"there is nothing to detect on: {what}", fix="name image files, folders or patterns")
-    pictures = _pictures(found)
-    return [Photo(path, name, pictures[path]) for path, name in found.items()]
+    pictures = _pictures({real: name for real, (_, name) in found.items()})
+    names = _told_apart(list(found.values()))
+    return [Photo(real, name, pictures[real]) for real, name in zip(found, names, strict=True)]
 
 
 def printable(name: str | Path) -> str:
@@ -81,10 +86,11 @@ def is_drawn(file: Path) -> bool:
 def _named_by(argument: str | Path) -> Iterator[tuple[Path, str]]:
     """Path and name of each photograph or video that one argument stands for."""
     path = Path(argument)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises where a name is too long
         yield path, path.name
         return
-    matches = [path] if path.is_dir() else [Path(match) for match in sorted(glob.glob(str(argument), recursive=True))]
+    folder = os.path.isdir(path)
+    matches = [path] if folder else [Path(match) for match in sorted(glob.glob(str(argument), recursive=True))]
     for match in matches:
         if match.is_dir():
             for photo in _photos_below(match):
@@ -94,8 +100,14 @@ def _named_by(argument: str | Path) -> Iterator[tuple[Path, str]]:
 
 
 def _photos_below(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
+    """Linked folders too, each folder once: links may lead in a circle."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
+        if real in seen:
+            continue
+        seen.add(real)
         yield from (file for name in sorted(files) if _is_photo(file := Path(place, name)))
 
 
@@ -108,24 +120,40 @@ def _is_video(file: Path) -> bool:
 
 
 def _nothing(argument: str) -> str:
-    if Path(argument).is_dir():
+    if os.path.isdir(argument):
         return "no photograph in this folder"
     return "the pattern matches no photograph" if glob.has_magic(argument) else "no such file or folder"
+
+
+def _told_apart(photos: Sequence[tuple[Path, str]]) -> list[str]:
+    """Their names; equal ones with as much of their paths as tells them apart. photos: path and name of each."""
+    names = [name for _, name in photos]
+    parts = [printable(Path(os.path.abspath(path)).as_posix()).split("/") for path, _ in photos]
+    for count in range(2, max(map(len, parts)) + 1):
+        taken = Counter(names)
+        if len(taken) == len(names):
+            break
+        longer = ["/".join(own[-count:]) for own in parts]
+        names = [
+            more if taken[name] > 1 and len(more) > len(name) else name
+            for name, more in zip(names, longer, strict=True)
+        ]
+    return names
 
 
 def _pictures(found: dict[Path, str]) -> dict[Path, str]:
     """The picture of each photo and video; videos come last, since many names begin with theirs."""
     taken: set[str] = set()
-    pictures = {path: _free_name(name, taken) for path, name in found.items() if not _is_video(path)}
+    pictures = {path: _free_name(name, taken) for path, name in found.items() if not _is_video(Path(name))}
     for path, name in found.items():
-        if _is_video(path):
+        if _is_video(Path(name)):
             pictures[path] = _free_stem(name, taken)
     return pictures
 
 
 def _free_name(name: str, taken: set[str]) -> str:
     """NAME.jpg, or NAME-2.jpg and so on; names that differ in case only are one file on some systems."""
-    stem, number = name.removesuffix(Path(name).suffix), 1
+    stem, number = _stem(name), 1
     while (free := f"{stem}{f'-{number}' if number > 1 else ''}.jpg").casefold() in taken:
         number += 1
     taken.add(free.casefold())
@@ -134,7 +162,7 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 def _free_stem(name: str, taken: set[str]) -> str:
     """The beginning of a video's pictures, such as no other picture has."""
-    stem, number = name.removesuffix(Path(name).suffix), 1
+    stem, number = _stem(name), 1
     while True:
         free = f"{stem}{f'-{number}' if number > 1 else ''}"
         used = re.compile(re.escape(free.casefold()) + f"({STAMP})?")
@@ -142,3 +170,9 @@ def _free_stem(name: str, taken: set[str]) -> str:
             taken.add(free.casefold())
             return free
         number += 1
+
+
+def _stem(name: str) -> str:
+    """A name without its ending, each part of it short enough for a file: text in the place of odd bytes is longer."""
+    parts = name.removesuffix(Path(name).suffix).split("/")
+    return "/".join(part.encode()[:LONGEST].decode(errors="ignore") for part in parts)

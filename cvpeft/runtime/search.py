@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from cvpeft.errors import ConfigError, DataError
+from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.files import replacing
 from cvpeft.runtime.draw import draw
 from cvpeft.runtime.image import decode
@@ -24,6 +25,9 @@ from cvpeft.runtime.tiles import Canvas
 from cvpeft.runtime.video import Frame, frames
 
 __all__ = ["DetectionRun", "Model", "search", "search_onnx", "tell"]
+
+
+JPEG_SIDE = 65_500  # pixels; a JPEG has no longer side
 
 
 class Model(Protocol):
@@ -83,6 +87,7 @@ def search(
     batch: network inputs fed at once. every: seconds between the frames of a video.
     What cannot be read is told in `failed`, and the others are done. Files of an earlier call are replaced.
     DataError: nothing to read. ConfigError: a file in `out` that is not of an earlier call would be overwritten.
+    ResourceError: a picture cannot be written, or memory ends; what was found before is written.
     """
     _check(score, batch, every)
     photos = find_photos(images)
@@ -91,12 +96,18 @@ def search(
     least = {name: model.thresholds[name] if score is None else score for name in model.classes}
     findings = Findings(source, model.classes, least)
     group: list[_Shown] = []
-    for shown in _progress(_readable(model, photos, every, findings)):
-        group.append(shown)
-        if len(group) == batch:
-            _search_group(model, group, batch, score, out, findings)
-            group = []
-    _search_group(model, group, batch, score, out, findings)
+    try:
+        for shown in _progress(_readable(model, photos, every, findings)):
+            group.append(shown)
+            if len(group) == batch:
+                _search_group(model, group, batch, score, out, findings)
+                group = []
+        _search_group(model, group, batch, score, out, findings)
+    except ResourceError:
+        if findings.entries:  # hours of work may lie in them
+            with suppress(ResourceError):  # it would hide the first
+                findings.write(out)
+        raise
     findings.write(out)
     failed = tuple(entry["error"] for entry in findings.failed)
     return DetectionRun(out, len(findings.entries), findings.boxes, failed, findings.unplaced())
@@ -177,6 +188,7 @@ def _keep(shown: _Shown, found: Detections, out: Path, findings: Findings) -> No
         _note(findings, shown.name, shown.path, error)
         return
     picture = draw(pixels, found.boxes, found.labels, found.names, found.scores)
+    picture.thumbnail((JPEG_SIDE, JPEG_SIDE))  # changes larger ones only
     with replacing(out / shown.picture, "the picture", fix=FIX) as part:
         picture.save(part, "JPEG", quality=92, comment=PROGRAM)
     shot = read_shot(shown.path) if shown.pixels is None else Shot()

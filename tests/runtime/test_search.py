@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvpeft.errors import ConfigError, DataError
+from cvpeft.cli import main as cvpeft_main
+from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.runtime.__main__ import main
 from cvpeft.runtime.onnx_detector import Detector
+from cvpeft.runtime.photos import find_photos
 from cvpeft.runtime.search import DetectionRun, search_onnx
 from tests.runtime.test_onnx_detector import METADATA, SIZE, model_file
 from tests.runtime.test_shot import photo as shot
@@ -175,6 +177,80 @@ def test_a_folder_and_a_dangling_link_in_the_way_are_told(model: Path, tmp_path:
     (tmp_path / "out" / "a.jpg").symlink_to(tmp_path / "elsewhere.jpg")
     with pytest.raises(ConfigError, match=r"a\.jpg, .*detections\.csv would be overwritten"):
         search_onnx(model, [photo], tmp_path / "out")
+
+
+# Names
+
+
+def test_equal_names_are_told_apart_by_their_folders(model: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / city / "monday" for city in ("lyon", "oslo")]
+    for folder in folders:
+        placed(folder / "street.jpg")
+    placed(folders[0] / "only.jpg")
+    search_onnx(model, folders, tmp_path / "out")
+    names = ["only.jpg", "lyon/monday/street.jpg", "oslo/monday/street.jpg"]
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [(i["file_name"], i["picture"]) for i in images] == [
+        *zip(names, ("only.jpg", "street.jpg", "street-2.jpg"), strict=True)
+    ]
+    assert [row["file_name"] for row in rows(tmp_path / "out")] == [name for name in names for _ in range(2)]
+    assert {point["properties"]["file_name"] for point in points(tmp_path / "out")["features"]} == set(names)
+
+
+def test_linked_folders_are_searched_once(model: Path, tmp_path: Path) -> None:
+    white(tmp_path / "card" / "a.png")
+    white(tmp_path / "photos" / "b.png")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "card")
+    (tmp_path / "card" / "circle").symlink_to(tmp_path / "photos")
+    found = find_photos([tmp_path / "photos"])
+    assert [photo.name for photo in found] == ["b.png", "linked/a.png"]
+
+
+def test_a_link_is_a_video_by_its_own_name(tmp_path: Path) -> None:
+    video(tmp_path / "drive.avi", 3, SIZE).rename(tmp_path / "3f2a")
+    (tmp_path / "drive.avi").symlink_to(tmp_path / "3f2a")
+    (photo,) = find_photos([tmp_path / "drive.avi"])
+    assert photo.is_video
+    assert photo.path == tmp_path / "3f2a"
+    assert photo.picture == "drive"
+
+
+def test_names_that_are_too_long_are_told(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    endless = str(tmp_path / ("x" * 300))
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_photos([endless])
+    assert cvpeft_main(["predict", f"{endless}.onnx", str(white(tmp_path / "a.png")), "--out", str(tmp_path)]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_longest_names_have_pictures(model: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        white(tmp_path / folder / ("盖" * 83 + ".png"))  # 253 bytes
+    assert search_onnx(model, [tmp_path / "a", tmp_path / "b"], tmp_path / "out").images == 2
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
+
+
+# What cannot be written
+
+
+def test_pictures_longer_than_a_jpeg_are_scaled(model: Path, tmp_path: Path) -> None:
+    photo = white(tmp_path / "a.png", (2, 65_501))
+    assert search_onnx(model, [photo], tmp_path / "out", score=0).images == 1
+    with Image.open(tmp_path / "out" / "a.jpg") as picture:
+        assert picture.width == 65_500
+    (image,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert (image["height"], image["width"]) == (2, 65_501)
+
+
+def test_what_was_found_before_a_picture_fails_is_written(model: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    white(photos / "a.png")
+    white(photos / "sub" / "b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("a file where the folder would be")
+    with pytest.raises(ResourceError, match="the picture cannot be written"):
+        search_onnx(model, [photos], tmp_path / "out")
+    assert {row["file_name"] for row in rows(tmp_path / "out")} == {"a.png"}
 
 
 # Batches
