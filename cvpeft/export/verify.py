@@ -13,7 +13,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,9 +86,15 @@ class Agreement:
 
 
 def compare(reference: Sequence[Prediction], candidate: Sequence[Prediction], *, threshold: float) -> Agreement:
-    """Match the boxes of two models, image by image, from the score `threshold` on in either."""
+    """Match the boxes of two models, image by image, from the score `threshold` on in either.
+
+    A candidate that is longer has the same images again, from the first on, see `predict_onnx`; their boxes are counted
+    once.
+    """
+    if len(candidate) < len(reference):
+        raise ValueError(f"{len(candidate)} predictions for {len(reference)} images")
     pairs, missing, extra = [], 0, 0
-    for one, other in zip(reference, candidate, strict=True):
+    for one, other in zip(cycle(reference), candidate, strict=False):
         forth, lost = _partners(one, other, threshold)
         back, found = _partners(other, one, threshold)
         pairs += [forth, back]
@@ -265,8 +271,12 @@ def _checked_features(unmerged: nn.Module, merged: nn.Module, images: Sequence[T
 
 
 def predict_onnx(path: Path, images: Sequence[Tensor], *, adapter: Path | None = None) -> list[Prediction]:
-    """Predictions of an exported file on images (3, H, W) uint8, fed in batches of changing size."""
+    """Predictions of an exported file on images (3, H, W) uint8, fed in batches of changing size.
+
+    Where there are too few for each of BATCHES, they follow once more, from the first on, until each size was fed.
+    """
     detector, sizes = Detector(path, adapter=adapter), cycle(BATCHES)
+    images = [*images, *islice(cycle(images), max(sum(BATCHES) - len(images), 0))]
     found: list[Detections] = []
     while len(found) < len(images):
         batch = images[len(found) : len(found) + next(sizes)]

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cvpeft.errors import ParityError, ResourceError
-from cvpeft.export.verify import Tolerance, compare, enough, export_verified, verify
+from cvpeft.export.verify import BATCHES, Tolerance, compare, enough, export_verified, verify
 from cvpeft.files import write_whole
+from cvpeft.runtime.onnx_detector import Detector
 from tests.export.stand_in import CLASSES, scenes
 
 
@@ -41,6 +42,19 @@ def test_missing_and_extra_boxes_are_counted():
     assert (more.missing, more.extra) == (0, 1)
     assert not lost.within(Tolerance())
     assert not more.within(Tolerance())
+
+
+def test_every_batch_size_is_fed_however_few_the_images(quick, quick_file, monkeypatch):
+    fed, raw = [], Detector.raw
+    monkeypatch.setattr(Detector, "raw", lambda self, images: (fed.append(len(images)), raw(self, images))[1])
+    proof = verify(quick, quick_file, list(scenes(3)[0]))
+    assert fed == list(BATCHES) == proof["batches"]
+    assert proof["torch_onnx"]["images"] == 3
+
+
+def test_images_that_come_again_are_compared_and_counted_once():
+    agreement = compare([found(A), found(B)], [found(A), found(B), found(A), found()], threshold=0.3)
+    assert (agreement.images, agreement.boxes, agreement.missing) == (2, 2, 1)
 
 
 def test_another_class_is_no_partner():
