@@ -28,7 +28,7 @@ from cvpeft.runtime.onnx_detector import (
 )
 from cvpeft.runtime.photos import printable
 from cvpeft.runtime.search import DetectionRun, search
-from cvpeft.runtime.tiles import Canvas, Found, least_size
+from cvpeft.runtime.tiles import Canvas, Found, check_canvas, least_size
 from cvpeft.types import Target
 
 __all__ = ["RunDetector", "detect_images", "open_detector"]
@@ -64,6 +64,7 @@ class RunDetector:
         self.device = pick_device(run.settings.train.device)
         self.model = run.model.to(self.device)
         self.precision = run.settings.eval.precision
+        check_canvas(canvas, run.settings.data.size)
         self.classes, self.size, self.canvas = run.classes, run.settings.data.size, canvas or run.settings.data.canvas
         self.thresholds = thresholds(run.meta)
 

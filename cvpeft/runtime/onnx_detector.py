@@ -23,7 +23,7 @@ from cvpeft.runtime.image import Letterbox, Size, decode
 from cvpeft.runtime.metadata import OUTPUTS, read_metadata, size_fault
 from cvpeft.runtime.nms import suppress
 from cvpeft.runtime.onnx_file import first_line, memory_fault, open_session, too_much
-from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, join, least_size
+from cvpeft.runtime.tiles import Canvas, Found, TiledPhoto, check_canvas, join, least_size
 from cvpeft.runtime.video import Frame, frames
 
 __all__ = ["Detections", "Detector", "Image", "Loaded", "chosen", "grouped", "load_image", "tiles_of"]
@@ -59,7 +59,8 @@ class Detector:
     classes: names in order; label 1 is the first. size: (height, width) of the network input. canvas: size that photos
     are letterboxed into and seen in overlapping tiles of `size`; None: a whole photo in one input. thresholds: class
     name -> score from which a box counts. metadata: everything that the file says of itself. Raises DataError for a
-    file that cannot be read or that `cvpeft export` did not write, ResourceError for one that asks for too much memory.
+    file that cannot be read or that `cvpeft export` did not write, ResourceError for one that asks for too much memory,
+    ConfigError for a canvas that tiles cannot be cut from.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Detector:
         self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
         height, width = self.metadata["input_size"]
         self.size: Size = (height, width)
+        check_canvas(canvas, self.size)
         trained = self.metadata.get("canvas")
         self.canvas: Canvas | None = canvas or (None if trained is None else (trained[0], trained[1]))
         self._takes_bytes = self.metadata["input_dtype"] == "uint8"

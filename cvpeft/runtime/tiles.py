@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from cvpeft.runtime.image import Letterbox, Size, fit, resize
+from cvpeft.errors import ConfigError
+from cvpeft.runtime.image import MAX_PIXELS, Letterbox, Size, fit, resize
 
-__all__ = ["Canvas", "Found", "TiledPhoto", "join", "least_size"]
+__all__ = ["Canvas", "Found", "TiledPhoto", "check_canvas", "join", "least_size"]
 
 Canvas = Size | Literal["photo"]  # "photo": each photo's own size, nothing is scaled
 OVERLAP = 0.25  # least part of a tile's side that its neighbour sees too; what is smaller is whole in one of them
@@ -27,6 +28,17 @@ SAME = 0.5  # IoU, where both tiles look, from which two boxes are one object
 def least_size(size: Size, canvas: Canvas | None) -> Size | None:
     """(height, width) that a decoded photo must keep for tiles of `size`; None: its full size."""
     return None if canvas == "photo" else canvas or size
+
+
+def check_canvas(canvas: Canvas | None, size: Size) -> None:
+    """ConfigError where a canvas is smaller than its tiles of `size`, or larger than any photo may be."""
+    if canvas is None or canvas == "photo":
+        return
+    height, width = canvas
+    if height < size[0] or width < size[1] or height * width > MAX_PIXELS:
+        what = f"the canvas is {height}x{width}, but must hold tiles of {size[0]}x{size[1]}"
+        most = f"{MAX_PIXELS // 10**6} million pixels"
+        raise ConfigError("CANVAS", f"{what} and have at most {most}", fix="give HEIGHTxWIDTH in between, or `photo`")
 
 
 @dataclass(frozen=True)

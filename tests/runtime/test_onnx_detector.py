@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from cvpeft.errors import DataError
+from cvpeft.errors import ConfigError, DataError
 from cvpeft.runtime.onnx_detector import Detector, Loaded
 
 SIZE = (96, 128)
@@ -245,3 +245,11 @@ def test_the_runtime_imports_no_torch():
     program = f"{imports}; print(sorted({{'torch', 'onnx', 'cv2'}} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize("canvas", [(SIZE[0] - 1, SIZE[1]), (SIZE[0], SIZE[1] - 1), (10_001, 10_000), (10**9, 10**9)])
+def test_a_canvas_holds_a_tile_and_is_no_bomb(tmp_path: Path, canvas: tuple[int, int]) -> None:
+    file = model_file(tmp_path / "model.onnx", METADATA)
+    with pytest.raises(ConfigError, match=f"the canvas is {canvas[0]}x{canvas[1]}, but must hold tiles of"):
+        Detector(file, canvas=canvas)
+    Detector(file, canvas=SIZE)
