@@ -126,6 +126,30 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         assert word in told[-1]
 
 
+def test_another_format_of_city_adapters_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "runs/a", "--adapters", "runs/b", "--format", "int8"]) == 2
+    assert "E-FORMAT runs/a - --format int8 stands beside --adapters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "fix"),
+    [
+        (["predict", "a.onnx", "photos", "--out", "found"], "a smaller --batch"),
+        (["data", "stats", "train.json"], "close other programs"),
+    ],
+)
+def test_memory_that_ends_has_a_fix_of_the_command(
+    command: list[str], fix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(_: object) -> int:
+        raise MemoryError
+
+    for place in ("results.run_predict", "data.run_stats"):
+        monkeypatch.setattr(f"cvpeft.cli.{place}", exhausted)
+    assert main(command) == 4
+    assert fix in capsys.readouterr().err
+
+
 def no_hub(*_: object, **__: object) -> str:
     raise OSError("Name or service not known")
 

@@ -18,6 +18,14 @@ from cvpeft.errors import CvpeftError
 
 __all__ = ["main"]
 
+MEMORY_FIXES = {  # command -> what makes it take less memory
+    "train": "lower train.batch or data.size",
+    "eval": "lower eval.batch",
+    "export": "lower eval.batch",
+    "predict": "take smaller photos, a smaller --canvas or a smaller --batch",
+    "serve": "take smaller photos or a smaller --canvas",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
@@ -30,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CvpeftError as error:
         return _told(error, error.exit_code, debug=args.debug)
     except MemoryError as error:
-        return _told(f"E-MEMORY out of memory ({error}). Fix: lower train.batch or data.size", 4, debug=args.debug)
+        fix = MEMORY_FIXES.get(args.called, "close other programs, or take a machine with more memory")
+        return _told(f"E-MEMORY out of memory ({error}). Fix: {fix}", 4, debug=args.debug)
     except KeyboardInterrupt:
         return _told("stopped", 130, debug=False)
 

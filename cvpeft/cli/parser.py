@@ -21,7 +21,7 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, called=name)
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _predict(commands: argparse._SubParsersAction) -> None:
 def run_predict(args: argparse.Namespace) -> int:
     """An exported file needs no torch, so that a machine without it can run the command."""
     options = {"canvas": args.canvas, "batch": args.batch, "every": args.every}
-    if args.source.is_dir():
+    if os.path.isdir(args.source):  # Path.is_dir raises where a name is too long
         _need_torch(args.source)
         if args.adapter:
             fix = "name the base.onnx, or the folder of the city's own run"
@@ -104,6 +105,9 @@ def _export(commands: argparse._SubParsersAction) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
+    if args.adapters and args.format != "onnx":
+        what = f"--format {args.format} stands beside --adapters, which write one base.onnx and a file for each city"
+        raise ConfigError("FORMAT", what, where=str(args.run), fix="leave one of them out")
     from cvpeft.study.job import cities_job, export_job
 
     if args.adapters:
