@@ -40,8 +40,10 @@ def opened(folder: Path, makers: Mapping[str, Callable[[Path], Any]]) -> Outcome
     return {outcome["file"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
 
 
-def test_there_are_enough_of_them() -> None:
-    assert len(MODELS) + len(IMAGES) >= 60
+@pytest.mark.parametrize(("readme", "words"), [("README.md", "{} malformed or hostile"), ("README.zh.md", "{} 个损坏")])
+def test_there_are_as_many_as_the_readme_says(readme: str, words: str) -> None:
+    text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+    assert words.format(len(MODELS) + len(IMAGES)) in text
 
 
 @pytest.mark.parametrize("file", [*(f"models/{name}" for name in MODELS), *(f"images/{name}" for name in IMAGES)])
