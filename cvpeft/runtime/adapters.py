@@ -1,13 +1,13 @@
 """A city's adapter file for a shared base file: read, checked, and handed to ONNX Runtime.
 
-Beside NAME.onnx_adapter lies NAME.json, which names the base that it belongs to and the city's score thresholds.
+Beside NAME.onnx_adapter lies NAME.json, which says what base it belongs to and the city's score thresholds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from cvpeft.errors import DataError
 from cvpeft.runtime.metadata import are_thresholds
 from cvpeft.runtime.onnx_file import first_line
 
-__all__ = ["CityAdapter", "read_adapter"]
+__all__ = ["FITTING", "CityAdapter", "read_adapter"]
 
 Shape = tuple[int, ...]
 LARGEST = 2**30  # bytes
+NEEDED = ("base_sha256", "adapter_sha256", "classes", "score_thresholds")
+# What an adapter's json repeats of its base's metadata. Tensors of the same shapes would go into another base without
+# a word; files of an older version lack some of it, and what either side lacks is not compared.
+FITTING = ("classes", "input_size", "canvas", "mean", "std", "methods", "detector")
 FIX = "cvpeft export BASE --adapters RUN writes both files; copy them together"
 
 
@@ -33,16 +37,14 @@ class CityAdapter:
     handle: Any
 
 
-def read_adapter(path: Path, *, base: str, classes: Sequence[str], shapes: Mapping[str, Shape]) -> CityAdapter:
+def read_adapter(path: Path, *, base: Mapping[str, Any], shapes: Mapping[str, Shape]) -> CityAdapter:
     """The adapter in a .onnx_adapter file with the .json beside it.
 
-    base: fingerprint of the base that it has to fit; shapes: of the tensors that the base can exchange, by name.
+    base: metadata of the base that it has to fit; shapes: of the tensors that the base can exchange, by name.
     DataError: one of the files is absent or damaged, or they belong to another base.
     """
-    about = _about(path)
-    if about["base_sha256"] != base:
-        what = f"it was made for base {str(about['base_sha256'])[:12]}, this one is {base[:12]}"
-        raise DataError("ADAPTER", what, where=str(path), why="on another base it finds nonsense", fix=FIX)
+    about, classes = _about(path), base["classes"]
+    _check_fits(path, about, base)
     thresholds = about["score_thresholds"]
     if not are_thresholds(thresholds, classes):
         what = f"score_thresholds is {thresholds!r}, without a number for each of {', '.join(classes)}"
@@ -55,12 +57,25 @@ def _about(path: Path) -> dict[str, Any]:
     file = path.with_suffix(".json")
     try:
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        missing = {"base_sha256", "adapter_sha256", "score_thresholds"} - about.keys()
+        missing = set(NEEDED) - about.keys()
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError("ADAPTER", f"not readable ({error})", where=str(file), fix=FIX) from error
     if missing:
         raise DataError("ADAPTER", f"lacks {', '.join(sorted(missing))}", where=str(file), fix=FIX)
     return about
+
+
+def _check_fits(path: Path, about: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    own, found = str(base.get("base_sha256")), str(about["base_sha256"])
+    differing = [key for key in FITTING if key in about and key in base and about[key] != base[key]]
+    if found != own:
+        what = f"it was made for base {found[:12]}, this one is {own[:12]}"
+    elif differing:
+        key = differing[0]
+        what = f"it was made for a base whose {key} is {about[key]!r}, here it is {base[key]!r}"[:300]
+    else:
+        return
+    raise DataError("ADAPTER", what, where=str(path), why="on another base it finds nonsense", fix=FIX)
 
 
 def _check_content(path: Path, sha256: object, shapes: Mapping[str, Shape]) -> None:

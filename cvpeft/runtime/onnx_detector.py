@@ -102,8 +102,7 @@ class Detector:
         if not shapes:
             what, fix = "it has no place for adapters", "use the base.onnx of `cvpeft export BASE --adapters RUN`"
             raise DataError("ADAPTER", what, where=str(self.path), fix=fix)
-        base = str(self.metadata.get("base_sha256"))
-        return read_adapter(adapter, base=base, classes=self.classes, shapes=shapes)
+        return read_adapter(adapter, base=self.metadata, shapes=shapes)
 
     def __call__(self, images: Iterable[Image], *, threshold: float | None = None, batch: int = 1) -> list[Detections]:
         """Detect in photos.

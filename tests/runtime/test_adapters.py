@@ -34,10 +34,11 @@ def test_mutated_adapters_end_in_a_sentence(tmp_path: Path) -> None:
             data[rng.randrange(min(len(data), rng.choice([64, 400, len(data)])))] = rng.randrange(256)
         file = tmp_path / "changed.onnx_adapter"
         file.write_bytes(data)
-        about = {"base_sha256": "x", "adapter_sha256": hashlib.sha256(data).hexdigest(), "score_thresholds": {"a": 0.5}}
+        base = {"base_sha256": "x", "classes": ["a"]}
+        about = {**base, "adapter_sha256": hashlib.sha256(data).hexdigest(), "score_thresholds": {"a": 0.5}}
         file.with_suffix(".json").write_text(json.dumps(about))
         try:
-            read_adapter(file, base="x", classes=("a",), shapes=SHAPES)
+            read_adapter(file, base=base, shapes=SHAPES)
         except DataError as error:
             told.append(str(error))
     assert len(told) > 150
