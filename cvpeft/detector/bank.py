@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +26,16 @@ class AdapterBank:
     each class; empty after a mix. current: its name; "" after a mix.
     """
 
-    def __init__(self, runs: Mapping[str, Path]) -> None:
+    def __init__(self, runs: Mapping[str, Path], overrides: Sequence[str] = ()) -> None:
         """runs: name -> folder of a finished run; all of one base, with the same methods, classes and sizes.
+        overrides: of the settings of the first, which the detector is built from.
 
         ConfigError, CheckpointError: no run, a run in mode full, or one that is not like the first.
         """
         if not runs:
             raise ConfigError("BANK", "no run is named", fix="give at least one")
         first = next(iter(runs))
-        loaded = load_run(runs[first])
+        loaded = load_run(runs[first], overrides)
         self.model: nn.Module = loaded.model
         self.classes = loaded.classes
         self._metas: dict[str, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import fingerprint, load_owned, owned, save_owned
 
 __all__ = [
-    "LoadedRun", "describe", "load_adapter", "load_run", "read_config", "run_folder", "save_adapter",
+    "LoadedRun", "describe", "load_adapter", "load_run", "name_of", "read_config", "run_folder", "save_adapter",
 ]  # fmt: skip
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -162,3 +163,8 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> LoadedRun:
 def run_folder(settings: schema.Settings) -> Path:
     """Where the run of these settings lies, or will lie."""
     return (settings.run.dir or Path("runs")).absolute() / settings.run.name
+
+
+def name_of(run: Path) -> str:
+    """What a run is called: the name of its folder, which may be given as `.`."""
+    return Path(os.path.abspath(run)).name

@@ -33,7 +33,7 @@ from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
 from cvpeft.files import replacing
 
-__all__ = ["STEP", "Form", "contract", "export_onnx", "halved"]
+__all__ = ["STEP", "Form", "contract", "described", "export_onnx", "halved"]
 
 STEP = 32  # sides of an input of free size are multiples of it, so that every map has its exact stride
 LEAST_HALVED = 256  # numbers; smaller tensors are not worth a Cast
@@ -82,12 +82,23 @@ def export_onnx(
     """
     detector = halved(detector) if form.weights == "fp16" else detector
     graph = inference_graph(detector, takes_bytes=form.takes == "uint8", suppresses=form.nms, free_size=form.free_size)
-    entries = {**contract(graph, classes, score_thresholds or {}), "opset": opset, **(metadata or {})}
+    entries = described(graph, classes, score_thresholds or {}, opset, metadata or {})
     free = any_size(detector) if form.free_size else nullcontext()
     with free, replacing(path, "the model") as part:
         _write(graph, part, entries, opset, exchangeable or {}, halved=form.weights == "fp16")
         onnx.checker.check_model(part, full_check=True)
     return path
+
+
+def described(
+    graph: InferenceGraph,
+    classes: Sequence[str],
+    score_thresholds: Mapping[str, float],
+    opset: int,
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All metadata of a file; see `export_onnx`."""
+    return {**contract(graph, classes, score_thresholds), "opset": opset, **metadata}
 
 
 def contract(graph: InferenceGraph, classes: Sequence[str], score_thresholds: Mapping[str, float]) -> dict[str, Any]:

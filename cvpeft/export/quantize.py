@@ -35,7 +35,7 @@ from cvpeft.detector.device import processor
 from cvpeft.detector.saved import LoadedRun, load_run
 from cvpeft.errors import DataError, ParityError
 from cvpeft.eval.timing import median_ms, side_by_side
-from cvpeft.export.run import adapter_sha256, export_onnx_run, verification_inputs
+from cvpeft.export.run import export_onnx_run, one_form, said_of, verification_inputs
 from cvpeft.export.score import onnx_ap, proof_data, spread
 from cvpeft.files import replacing, sync
 from cvpeft.runtime.onnx_detector import Detector
@@ -66,11 +66,13 @@ class Scored:
 def quantize_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     """Write run/export/model_int8.onnx and parity_int8.json from the run's proven model.onnx; returns the file's path.
 
-    model.onnx is exported first where it is absent or not of this run as it is now. Of the forms whose AP on val (else
-    test or train) is at most `export.int8_max_ap_drop` below that of model.onnx, the fastest here is kept.
-    ParityError, and an older pair stays untouched, where no form is.
+    model.onnx is exported first where it is absent or not of this run and these settings as they are now. Of the forms
+    whose AP on val (else test or train) is at most `export.int8_max_ap_drop` below that of model.onnx, the fastest here
+    is kept.
+    ParityError, and an older pair stays untouched, where no form is. ConfigError: another form of file is asked for.
     """
     loaded = load_run(run, overrides)
+    one_form(loaded, NAME)
     source = _proven(loaded, overrides)
     split, data = proof_data(loaded)
     data = spread(data, loaded.settings.export.ap_images or len(data.images))
@@ -105,19 +107,14 @@ def calibration_inputs(loaded: LoadedRun) -> tuple[int, np.ndarray]:
 
 
 def _proven(loaded: LoadedRun, overrides: Sequence[str]) -> Path:
-    """The run's model.onnx, exported where there is none that was proven for this adapter and these sizes."""
+    """The run's model.onnx, exported where there is none that was proven and says what it would say now."""
     file = loaded.folder / "export" / "model.onnx"
     try:
         proof = json.loads(file.with_name("parity.json").read_text(encoding="utf-8"))
-        detector = Detector(file)
+        said = Detector(file).metadata
     except (OSError, ValueError, DataError):
         return export_onnx_run(loaded.folder, overrides=overrides)
-    d, about = loaded.settings.data, detector.metadata
-    same = (
-        proof.get("model_sha256") == _sha256(file.read_bytes())
-        and about.get("adapter_sha256") == adapter_sha256(loaded.folder)
-        and (detector.size, detector.canvas) == (d.size, d.canvas)
-    )
+    same = proof.get("model_sha256") == _sha256(file.read_bytes()) and said == said_of(loaded)
     return file if same else export_onnx_run(loaded.folder, overrides=overrides)
 
 

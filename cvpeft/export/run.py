@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from cvpeft.backbone.build import Backbone
 from cvpeft.backbone.weights import DETECTOR_FORMAT, base_licence
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
-from cvpeft.detector.saved import LoadedRun, load_run
+from cvpeft.detector.saved import LoadedRun, load_run, name_of
 from cvpeft.errors import ConfigError
 from cvpeft.eval.report import thresholds
-from cvpeft.export.onnx import Form
+from cvpeft.export.graph import inference_graph
+from cvpeft.export.onnx import Form, described
 from cvpeft.export.score import proof_data, same_ap, spread
 from cvpeft.export.verify import Tolerance, export_verified
 from cvpeft.files import replacing, unwritable, write_whole
@@ -28,8 +30,8 @@ from cvpeft.peft.foreign import to_hf
 from cvpeft.peft.merge import merge, unmergeable
 
 __all__ = [
-    "about_run", "adapter_sha256", "export_hf_run", "export_onnx_run", "export_weights_run", "verification_inputs",
-    "write_weights",
+    "about_run", "ap_entry", "export_hf_run", "export_onnx_run", "export_weights_run", "one_form", "said_of",
+    "verification_inputs", "write_weights",
 ]  # fmt: skip
 
 
@@ -43,10 +45,8 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     """
     loaded = load_run(run, overrides)
     e = loaded.settings.export
-    left = unmergeable(loaded.model)
     plain = merge(loaded.model, partly=True).eval()
-    form = Form(e.takes, e.weights, e.nms, e.free_size)
-    fixed = _fixed_size(loaded, form, plain, left)
+    form = _form(loaded)
     return export_verified(
         loaded.model,
         plain,
@@ -54,13 +54,50 @@ def export_onnx_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         verification_inputs(loaded, e.verify_images),
         classes=loaded.classes,
         score_thresholds=thresholds(loaded.meta),
-        metadata=about_run(loaded)
-        | {"merged": not left, "methods_in_graph": sorted({name.split(" at ")[0] for name in left}), **fixed},
+        metadata=_metadata(loaded, form, plain),
         form=form,
         opset=e.opset,
         tolerance=Tolerance(score=e.score_tolerance, iou=e.iou_tolerance, threshold=e.verify_score),
-        more=lambda path: _ap(loaded, plain, path),
+        more=lambda path: ap_entry(loaded, plain, path),
     )
+
+
+def said_of(loaded: LoadedRun) -> dict[str, Any]:
+    """The metadata that model.onnx of the run as it is now has, as it is read back."""
+    plain, form = merge(loaded.model, partly=True).eval(), _form(loaded)
+    entries = described(
+        inference_graph(plain),
+        loaded.classes,
+        thresholds(loaded.meta),
+        loaded.settings.export.opset,
+        _metadata(loaded, form, plain),
+    )
+    return dict(json.loads(json.dumps(entries)))
+
+
+def one_form(loaded: LoadedRun, file: str) -> None:
+    """ConfigError where the settings ask for another form than the one that `file` has."""
+    form = _form(loaded)
+    asked = [f"export.{f.name}" for f in fields(Form) if getattr(form, f.name) != f.default]
+    if asked:
+        what = f"{' and '.join(asked)} would change nothing: {file} has one form"
+        usual = " ".join(
+            f"export.{f.name}={str(f.default).lower()}" for f in fields(Form) if f"export.{f.name}" in asked
+        )
+        raise ConfigError("FORM", what, where=str(loaded.folder), fix=f"set {usual}, or write model.onnx")
+
+
+def _form(loaded: LoadedRun) -> Form:
+    e = loaded.settings.export
+    return Form(e.takes, e.weights, e.nms, e.free_size)
+
+
+def _metadata(loaded: LoadedRun, form: Form, plain: nn.Module) -> dict[str, Any]:
+    """What the file says of the run and of what was folded. plain: the run's detector, merged as far as it can be."""
+    left = unmergeable(loaded.model)
+    methods = sorted({name.split(" at ")[0] for name in left})
+    fixed = _fixed_size(loaded, form, plain, left)
+    return about_run(loaded) | {"merged": not left, "methods_in_graph": methods, **fixed}
 
 
 def _fixed_size(loaded: LoadedRun, form: Form, plain: nn.Module, left: Sequence[str]) -> dict[str, str]:
@@ -85,10 +122,10 @@ def about_run(loaded: LoadedRun) -> dict[str, Any]:
     meta = loaded.meta
     own = loaded.settings.export.licence or "not stated (export.licence)"
     return {
-        "run": loaded.folder.name,
+        "run": name_of(loaded.folder),
         "base_model": meta["base"]["name"],
         "base_sha256": meta["base"]["sha256"],
-        "adapter_sha256": adapter_sha256(loaded.folder),
+        "adapter_sha256": _adapter_sha256(loaded.folder),
         "data_sha256": meta["data"],
         "canvas": loaded.settings.data.canvas,
         "licence": {"base_weights": _base_licence(loaded), "model": own},
@@ -99,13 +136,13 @@ def _base_licence(loaded: LoadedRun) -> str:
     return base_licence(loaded.settings.backbone.name, loaded.settings.backbone.weights)
 
 
-def _ap(loaded: LoadedRun, plain: nn.Module, path: Path) -> dict[str, Any]:
-    """The entry "ap" of parity.json, if it is wanted."""
+def ap_entry(loaded: LoadedRun, plain: nn.Module, path: Path, *, adapter: Path | None = None) -> dict[str, Any]:
+    """The entry "ap" of a proof, if it is wanted: see `same_ap`. plain: the run's detector."""
     count = loaded.settings.export.ap_images
     if not count:
         return {}
     split, data = proof_data(loaded)
-    return {"ap": same_ap(plain, path, split, spread(data, count), loaded.settings)}
+    return {"ap": same_ap(plain, path, split, spread(data, count), loaded.settings, adapter=adapter)}
 
 
 def verification_inputs(loaded: LoadedRun, count: int) -> list[Tensor]:
@@ -161,7 +198,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise unwritable(error, file, "the weights") from error
 
 
-def adapter_sha256(run: Path) -> str:
+def _adapter_sha256(run: Path) -> str:
     """Of the tensors that a run trained: tells whether an exported file is still of them."""
     with (run / "adapter" / "adapter_model.safetensors").open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

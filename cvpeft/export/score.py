@@ -41,12 +41,15 @@ def spread(data: CocoData, count: int) -> CocoData:
     return CocoData(tuple(chosen), data.classes, ())
 
 
-def onnx_ap(path: Path, data: CocoData, size: Size, canvas: Size | None = None, *, batch: int = 1) -> Report:
+def onnx_ap(
+    path: Path, data: CocoData, size: Size, canvas: Size | None = None, *, batch: int = 1, adapter: Path | None = None
+) -> Report:
     """The report of an .onnx file on a data set, as `report` makes it of a trained detector, tiles included.
 
-    size: of the file's input. canvas: see `TiledPhoto`. batch: images in one call of ONNX Runtime.
+    size: of the file's input. canvas: see `TiledPhoto`. batch: images in one call of ONNX Runtime. adapter: see
+    `Detector.use`.
     """
-    return detector_ap(_OnnxModule(path), data, size, canvas, batch=batch)
+    return detector_ap(_OnnxModule(path, adapter), data, size, canvas, batch=batch)
 
 
 def detector_ap(model: nn.Module, data: CocoData, size: Size, canvas: Size | None = None, *, batch: int = 1) -> Report:
@@ -55,14 +58,22 @@ def detector_ap(model: nn.Module, data: CocoData, size: Size, canvas: Size | Non
     return report(data.ground_truth(), found, data.classes)
 
 
-def same_ap(model: nn.Module, path: Path, split: str, data: CocoData, settings: schema.Settings) -> dict[str, Any]:
-    """The AP of a detector and of its file on the same images, as an entry of parity.json.
+def same_ap(
+    model: nn.Module,
+    path: Path,
+    split: str,
+    data: CocoData,
+    settings: schema.Settings,
+    *,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    """The AP of a detector and of its file, with the adapter in it, on the same images, as an entry of parity.json.
 
     ParityError where they are more than AP_TOLERANCE apart. Both are None where the images hold no box.
     """
     d, batch = settings.data, settings.eval.batch
     torch_ap = detector_ap(model, data, d.size, d.canvas, batch=batch)["coco"]["AP"]
-    file_ap = onnx_ap(path, data, d.size, d.canvas, batch=batch)["coco"]["AP"]
+    file_ap = onnx_ap(path, data, d.size, d.canvas, batch=batch, adapter=adapter)["coco"]["AP"]
     apart = None if torch_ap is None else abs(torch_ap - file_ap)
     if apart is not None and apart > AP_TOLERANCE:
         what = (
@@ -85,9 +96,9 @@ def as_prediction(found: Detections) -> Prediction:
 class _OnnxModule(nn.Module):
     """A file in the place of a detector: images (B, 3, H, W) uint8 -> B predictions."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, adapter: Path | None) -> None:
         super().__init__()
-        self.detector = Detector(path, threads=torch.get_num_threads())
+        self.detector = Detector(path, threads=torch.get_num_threads(), adapter=adapter)
 
     def forward(self, images: Tensor) -> list[Prediction]:
         return [as_prediction(found) for found in self.detector.raw(images.numpy())]

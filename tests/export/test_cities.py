@@ -20,6 +20,7 @@ from cvpeft.export import cities as room
 from cvpeft.export.cities import export_cities
 from cvpeft.export.run import verification_inputs
 from cvpeft.export.verify import Tolerance, compare, predict_torch
+from cvpeft.runtime.adapters import FITTING
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.study.job import cities_job
 from cvpeft.train.loop import train
@@ -113,6 +114,33 @@ def test_runs_that_do_not_belong_together_are_refused(runs: dict[str, Path], exp
         export_cities(runs["berlin"], [])
 
 
+@pytest.mark.parametrize(
+    "form", ["export.takes=uint8", "export.weights=fp16", "export.nms=false", "export.free_size=true"]
+)
+def test_forms_that_a_base_does_not_have_are_refused(runs: dict[str, Path], form: str) -> None:
+    before = sorted(runs["oslo"].rglob("*"))
+    with pytest.raises(ConfigError, match=rf"{form.partition('=')[0]} would change nothing: base\.onnx has one form"):
+        export_cities(runs["oslo"], [runs["oslo"]], overrides=[form])
+    assert sorted(runs["oslo"].rglob("*")) == before
+
+
+def test_settings_reach_the_base_and_a_run_may_be_named_by_a_dot(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs["lyon"], tmp_path / "solo")
+    monkeypatch.chdir(tmp_path / "solo")
+    base, adapter = export_cities(Path(), [Path()], overrides=["detector.max_detections=7"])
+    assert adapter.name == "solo.onnx_adapter"
+    said = Detector(base, adapter=adapter).metadata
+    assert said["nms"]["max_detections"] == 7
+    assert said["run"] == "solo"
+    ap = json.loads(adapter.with_suffix(".json").read_text())["ap"]
+    assert ap["images"] == 6
+    assert ap["difference"] <= ap["allowed"]
+    with pytest.raises(ConfigError, match="its nms are not those of the run"):
+        export_cities(Path(), [Path()])
+
+
 def test_a_base_of_another_run_is_not_written_over(runs: dict[str, Path], exported: list[Path]) -> None:
     target = runs["oslo"] / "export" / "base.onnx"
     target.parent.mkdir()
@@ -150,6 +178,12 @@ def damaged(folder: Path, exported: list[Path], **changes: object) -> Path:
     [
         ({"base_sha256": "0" * 64}, "made for base 000000000000"),
         ({"base_sha256": None}, "lacks base_sha256"),
+        ({"classes": ["broke", "good"]}, r"whose classes is \['broke', 'good'\], here it is \['good', 'broke'\]"),
+        ({"classes": None}, "lacks classes"),
+        ({"input_size": [96, 64]}, r"whose input_size is \[96, 64\]"),
+        ({"canvas": [640, 960]}, r"whose canvas is \[640, 960\], here it is None"),
+        ({"std": [1, 1, 1]}, r"whose std is \[1, 1, 1\]"),
+        ({"methods": []}, r"whose methods is \[\]"),
         ({"adapter_sha256": "0" * 64}, "not what its json says"),
         ({"score_thresholds": {"good": 0.5}}, "without a number for each of good, broke"),
         ({"score_thresholds": {"good": 0.5, "broke": True}}, "without a number for each"),
@@ -167,6 +201,12 @@ def test_foreign_adapters_are_refused_and_the_old_one_stays(
         detector.use(damaged(tmp_path, exported, **changes))
     assert detector.thresholds == thresholds
     assert (detector.raw(image)[0].boxes == before).all()
+
+
+def test_an_adapter_of_before_fits_by_its_classes(exported: list[Path], tmp_path: Path) -> None:
+    """A json that repeats nothing else of its base."""
+    older = damaged(tmp_path, exported, **dict.fromkeys(FITTING[1:]))
+    Detector(exported[0], adapter=older)
 
 
 def test_an_adapter_of_another_rank_is_refused(exported: list[Path], tmp_path: Path) -> None:

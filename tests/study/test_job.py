@@ -196,7 +196,10 @@ def test_int8_that_loses_too_much_leaves_an_older_file_alone(there: Path, monkey
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
 
 
-@pytest.mark.parametrize("change", ["data.size=[64, 128]", "adapter", "parity.json"])
+@pytest.mark.parametrize(
+    "change",
+    ["data.size=[64, 128]", "adapter", "parity.json", "export.licence=CC0", "detector.max_detections=7"],
+)
 def test_int8_is_made_of_a_file_that_was_proven_for_this_run(
     there: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -218,6 +221,17 @@ def test_int8_is_made_of_a_file_that_was_proven_for_this_run(
     monkeypatch.setattr(quantize, "export_onnx_run", export)
     with pytest.raises(InterruptedError, match="changed"):
         job.export_job(run, "int8", [change] if "=" in change else ())
+
+
+@pytest.mark.parametrize(
+    "form", ["export.takes=uint8", "export.weights=fp16", "export.nms=false", "export.free_size=true"]
+)
+def test_int8_has_one_form_and_refuses_others(there: Path, form: str) -> None:
+    run = there / "runs/tiny"
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match=rf"{form.partition('=')[0]} would change nothing: model_int8\.onnx has one"):
+        job.export_job(run, "int8", [form])
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_a_config_and_its_overrides_name_the_run(there: Path) -> None:
@@ -266,6 +280,7 @@ def test_a_base_that_was_moved_can_be_named_for_every_command(there: Path, tmp_p
             job.predict_job(there / "runs/second", [str(there / "images/test_1.png")], tmp_path / "out", 0.0, new) == 0
         )
         job.eval_job(there / "runs/second", "val", (), new)
+        assert len(job.cities_job(there / "runs/second", [there / "runs/second"], new)) == 2
     finally:
         moved.rename(base)
 
