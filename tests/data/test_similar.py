@@ -86,9 +86,9 @@ def test_few_photos(count: int) -> None:
 def test_ten_thousand_are_compared_in_seconds() -> None:
     hashes = np.random.default_rng(0).integers(0, 2**64, (10_000, 2), np.uint64)
     hashes[5_000:5_100] = hashes[0]
-    start = time.perf_counter()
+    start = time.process_time()
     links = near_links(hashes)
-    assert time.perf_counter() - start < 20  # about 1.5 s alone on a core
+    assert time.process_time() - start < 20  # about 1.5 s alone on a core
     assert len(links) == 100
 
 
