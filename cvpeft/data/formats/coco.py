@@ -1,8 +1,9 @@
 """COCO json, one or several: Roboflow's `_annotations.coco.json`, CVAT's COCO 1.0, Label Studio's, VIA's.
 
 The split is that of the json's folder or name. An image is looked for beside its json, in `images` beside it or above,
-and else by the end of its path (Label Studio), where that fits one image only. Ids may start at 0, repeat, or be texts
-of digits; categories are known by their names, so that Roboflow's dummy category and two of one name do no harm.
+and else by the end of its path (Label Studio), where that fits one image only, as `Tree.match` has it. Ids may start at
+0, repeat, or be texts of digits; categories are known by their names, so that Roboflow's dummy category and two of one
+name do no harm.
 CVAT's rotated boxes become the upright boxes around them. An annotation without a box takes that of its polygons.
 """
 
@@ -118,7 +119,7 @@ class _Json:
         for folder in (here, here / "images", here.parent, here.parent / "images"):
             if str(folder / plain) in self.tree.images_set:
                 return str(folder / plain)
-        matched = self.tree.match(name, self.split)
+        matched = self.tree.match(name, self.file, self.split)
         if matched:
             example = f"{name} is {matched}"
             told = next((c for c in self.found.counts if c.startswith("images were found by the end")), None)

@@ -131,7 +131,7 @@ def _named(tree: Tree, file: str, base: str, entry: str) -> list[str]:
         place = "/".join([*here, *steps[start:]])
         if place.endswith(".txt") and place in tree.files:
             lines = [line.strip() for line in tree.text(place).splitlines() if line.strip()]
-            return [name for line in lines if (name := tree.match(line))]
+            return [name for line in lines if (name := tree.match(line, file))]
         if start < len(steps) or not steps:
             inside = [n for n in tree.images if n.startswith(f"{place}/" if place else "")]
             if inside:

@@ -91,6 +91,26 @@ def test_an_end_that_fits_two_images_is_a_fault(tmp_path: Path) -> None:
     assert "is not there, or more than one could be meant" in refusal(root)
 
 
+def test_a_missing_photo_is_never_the_one_of_another_place(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / "berlin.json", coco({"berlin/1.jpg": [BOX], "2.jpg": []}, NAMES))
+    for name in ("lyon/1.jpg", "2.jpg"):
+        photo(root / name)
+    assert 'the image "berlin/1.jpg" is not there' in refusal(root)
+    run(root, skip=True)
+    assert labels(tmp_path / "out/data.json") == {"2.jpg": []}
+
+
+def test_two_names_that_may_mean_one_photo_are_a_fault(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / "result.json", coco({"upload/1.jpg": [BOX], "store/1.jpg": [], "2.jpg": []}, NAMES))
+    for name in ("images/1.jpg", "2.jpg"):
+        photo(root / name)
+    assert "images/1.jpg has labels in two places" in refusal(root)
+    run(root, skip=True)
+    assert list(labels(tmp_path / "out/data.json")) == ["2.jpg"]
+
+
 def test_of_two_images_of_one_name_the_one_of_the_jsons_split_is_meant(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for split in ("train", "val"):
