@@ -17,7 +17,17 @@ from typing import Any
 from cvpeft.data.boxes import clip_box, read_box, upright_hull
 from cvpeft.data.check.pixels import decode_all
 from cvpeft.data.coco import load_coco
-from cvpeft.data.coco_file import Lists, is_id, is_number, read_coco_file, read_json, short, stated_size, whole
+from cvpeft.data.coco_file import (
+    Lists,
+    crowd_mark,
+    is_id,
+    is_number,
+    read_coco_file,
+    read_json,
+    short,
+    stated_size,
+    whole,
+)
 from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree
 from cvpeft.data.images import find_image, is_file, too_many_unreadable
@@ -324,13 +334,13 @@ def _drop_doubles(work: _Work) -> None:
 def _mend_marks(work: _Work) -> None:
     """Area and crowd in the form that COCO has for them, where that is certain."""
     for entry in _objects(work.lists["annotations"]):
-        area, crowd = entry.get("area"), entry.get("iscrowd")
+        area, old = entry.get("area"), entry.get("iscrowd")
         if area is not None and not (is_number(area) and area >= 0):
             work.note("areas that are none are left out", _title(entry), area)
             del entry["area"]
-        if crowd in ("0", "1", "true", "false", "True", "False", ""):
-            entry["iscrowd"] = int(crowd in ("1", "true", "True"))
-            work.note("crowd marks become 0 or 1", _title(entry), crowd, entry["iscrowd"])
+        if (crowd := crowd_mark(old)) is not old:
+            work.note("crowd marks become 0 or 1", _title(entry), old, crowd)
+            entry["iscrowd"] = crowd
 
 
 def _rebase(work: _Work, out: Path) -> None:
