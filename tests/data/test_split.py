@@ -82,6 +82,29 @@ def test_roboflows_copies_of_a_photo_stay_together(tmp_path: Path) -> None:
     assert one.groups == other.groups == 5
 
 
+@pytest.mark.parametrize("folders", [("train/images", "valid/images"), ("train", "test")])
+def test_roboflows_copies_of_a_photo_stay_together_across_its_folders(tmp_path: Path, folders: tuple[str, str]) -> None:
+    file = coco(tmp_path, sections=40, each=1)
+    content = json.loads(file.read_text())
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = f"{folders[i % 2]}/photo{i // 2}_jpg.rf.{'ab'[i % 2] * 8}.jpg"
+    file.write_text(json.dumps(content))
+    one, other = split_json(file, HALVES)
+    photos = [{name.split("/")[-1].split("_")[0] for name in names(part.file)} for part in (one, other)]
+    assert not photos[0] & photos[1]
+    assert one.groups == other.groups == 10
+
+
+def test_photos_of_one_name_in_two_cities_are_two(tmp_path: Path) -> None:
+    file = coco(tmp_path, sections=2, each=10)
+    content = json.loads(file.read_text())
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = f"{image['section']}/train/images/photo{i % 10}_jpg.rf.{i}.jpg"
+    file.write_text(json.dumps(content))
+    inside, rest = leave_out(file, "section", "S0")
+    assert (names(inside.file, "section"), names(rest.file, "section")) == ({"S0"}, {"S1"})
+
+
 def test_one_city_may_be_left_out(tmp_path: Path) -> None:
     file = coco(tmp_path)
     inside, rest = leave_out(file, "section", "S3")
