@@ -74,9 +74,9 @@ def autofix(file: Path, out: Path, *, drop_unreadable: bool = False, progress: b
     few; every image is decoded for it. progress: a bar while that lasts.
     DataError: `file` is no COCO json, `out` is there, or does not lie in a folder above the images; too many to drop.
     """
+    refuse_existing(out)
     log = out.with_suffix(".log.json")
-    for target in (out, log):
-        refuse_existing(target)
+    refuse_existing(log)
     read_coco_file(file)  # says what is wrong with what is no COCO json
     content: Any = read_json(file)
     work = _Work(file, copy.deepcopy({key: content[key] for key in ("images", "annotations", "categories")}))

@@ -185,6 +185,14 @@ def test_the_new_json_may_stand_above_and_nowhere_else(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["annotations"][0]["id"] == 0
 
 
+def test_a_folder_is_no_new_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, coco())
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), Path("images")):
+        with pytest.raises(DataError, match="the file is there"):
+            autofix(file, folder)
+
+
 def test_images_that_cannot_be_read_are_taken_out_when_asked(tmp_path: Path) -> None:
     """One missing, one cut off, of forty; their boxes go with them, and the log keeps all of it."""
     file = write(tmp_path, coco(40))
