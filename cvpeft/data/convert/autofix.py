@@ -163,10 +163,9 @@ def _find_images(work: _Work) -> None:
     there = {name: new for name in names if _is_there(root, new := name.replace("\\", "/"))}
     new_names = {**there, **_matches(root, names - there.keys(), there.values(), work.file.name)}
     for number, entry in enumerate(entries):
-        name = entry.get("file_name")
-        new = new_names.get(name, name) if isinstance(name, str) else name
-        if new != name:
-            work.note("file names lead to their image", f"images[{number}]", name, new)
+        old = entry.get("file_name")
+        if isinstance(old, str) and (new := new_names.get(old, old)) != old:
+            work.note("file names lead to their image", f"images[{number}]", old, new)
             entry["file_name"] = new
 
 
