@@ -110,10 +110,14 @@ GOLDEN = ["2293d3723435634e", "0909b61e1f71e2e6"]
     ("name", "photo"),
     [
         ("a_jpg.rf.0123abcd.jpg", "a"),
-        ("train/a.rf.XY9.jpg", "train/a"),
+        ("train/a.rf.XY9.jpg", "a"),
+        ("valid/images/a_png.rf.XY9.jpg", "a"),
+        ("lyon\\train\\images\\a_jpg.rf.XY9.jpg", "lyon/a"),
+        ("train/images/a.jpg", "train/images/a"),
         ("a.jpg", "a"),
         ("b\\a.png", "b/a"),
         ("perf.rfc.jpg", "perf.rfc"),
+        ("", "."),
     ],
 )
 def test_the_photo_behind_roboflows_copies(name: str, photo: str) -> None:
