@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,6 +181,26 @@ def test_the_scripts_in_tools_are_the_commands() -> None:
         done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert f"cvpeft {script.stem}" in done.stdout
+
+
+def test_a_reader_that_had_enough_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main(["train", "--keys"]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_another_broken_pipe_is_not_hushed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("cvpeft.cli.data.run_stats", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["data", "stats", "a.json"])
 
 
 def test_help_does_not_import_torch() -> None:

@@ -18,7 +18,24 @@ from cvpeft.peft.merge import merge
 from cvpeft.peft.state import disabled, load_owned, owned, save_owned
 from tests.contracts import cases
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+@pytest.mark.parametrize(
+    ("readme", "words"),
+    [
+        ("README.md", r"on all linears of the backbone from block\s+(\d+) on.*?(\d+) epochs over 390 photographs"),
+        ("README.zh.md", r"骨干自第 (\d+) 块起.*?390 张巴西公路照片上训练 (\d+) 轮"),
+    ],
+)
+def test_the_figures_on_photographs_are_those_of_the_config_as_it_stands(readme: str, words: str) -> None:
+    settings = load(ROOT / "configs/potholes_lora.yaml", methods=room.signatures())
+    (lora,) = settings.peft.methods
+    (first,) = {found[1] for target in lora.targets if (found := re.match(r"blocks\.\[(\d)-9\]", target))}
+    found = re.search(words, (ROOT / readme).read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    assert found.groups() == (first, str(settings.train.epochs))
 
 
 @pytest.fixture(scope="module")

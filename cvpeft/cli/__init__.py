@@ -1,6 +1,7 @@
 """`cvpeft COMMAND`: parse, call one library function, exit code. A command's modules are imported only when it runs.
 
-Exit codes: 0 done, 2 config or data, 3 checkpoint, 4 resources, 5 numbers, 130 and 143 stopped by a signal.
+Exit codes: 0 done, 2 config or data, 3 checkpoint, 4 resources, 5 numbers, 130, 141 and 143 stopped by a signal or by a
+reader that had enough, as `head` has.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cvpeft").setLevel(logging.INFO)
     try:
-        return int(args.command(args))
+        code = int(args.command(args))
+        sys.stdout.flush()
+        return code
     except CvpeftError as error:
         return _told(error, error.exit_code, debug=args.debug)
     except MemoryError as error:
@@ -42,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _told(f"E-MEMORY out of memory ({error}). Fix: {fix}", 4, debug=args.debug)
     except KeyboardInterrupt:
         return _told("stopped", 130, debug=False)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,6 +60,16 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if left:
         args.overrides = [*args.overrides, *left]
     return args
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout is gone; what Python would write there as it ends goes nowhere then."""
+    try:
+        print(flush=True)  # a flush alone may find nothing left to write
+    except BrokenPipeError:  # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _told(message: object, code: int, *, debug: bool) -> int:

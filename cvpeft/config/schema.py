@@ -218,7 +218,7 @@ class Eval(Section):
     alarm_threshold: Fraction | None = Field(
         None, description="score that counts as an alarm; empty: best-F1 of the class"
     )
-    latency_images: Count = Field(10, description="images timed one by one; 0: none")
+    latency_images: Count = Field(10, description="photos timed one by one, each with all its tiles; 0: none")
 
 
 class Export(Section):

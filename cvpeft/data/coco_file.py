@@ -14,6 +14,7 @@ from cvpeft.errors import DataError
 
 __all__ = [
     "Lists",
+    "crowd_mark",
     "dummy_category",
     "is_id",
     "is_number",
@@ -118,6 +119,13 @@ def whole(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"\d{1,15}", value):
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def crowd_mark(value: object) -> object:
+    """iscrowd as 0 or 1 where it is one of them in other clothes, "0" or "true"; all else as it is."""
+    if value in ("0", "false", "False", ""):
+        return 0
+    return 1 if value in ("1", "true", "True") else value
 
 
 def stated_size(height: object, width: object) -> tuple[int, int] | None:

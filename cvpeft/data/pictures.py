@@ -19,6 +19,8 @@ __all__ = ["contact_sheet", "jpeg", "labelled", "write_sheet"]
 
 TILE = 320  # px, longer side of a picture on a sheet
 CAPTION, GAP = 18, 8  # px
+STEP = TILE + GAP, TILE + CAPTION + GAP  # px from one picture to the next, across and down
+LONGEST = 65_500  # px, side of a JPEG as libjpeg writes it
 GROUND, INK = (24, 27, 32), (225, 228, 232)
 
 
@@ -35,10 +37,8 @@ def labelled(image: ImageRecord, classes: Sequence[str], side: int) -> Image.Ima
 
 def contact_sheet(images: Sequence[ImageRecord], classes: Sequence[str], *, columns: int = 4) -> Image.Image:
     """Images side by side in rows, the name of each file below it; an unreadable one is an empty place that says so."""
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    step = TILE + GAP, TILE + CAPTION + GAP
-    sheet = Image.new("RGB", (columns * step[0] + GAP, rows * step[1] + GAP), GROUND)
+    columns, step = min(columns, len(images)), STEP
+    sheet = Image.new("RGB", _sheet_size(len(images), columns), GROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, image in enumerate(images):
         left, top = GAP + number % columns * step[0], GAP + number // columns * step[1]
@@ -55,16 +55,36 @@ def contact_sheet(images: Sequence[ImageRecord], classes: Sequence[str], *, colu
     return sheet
 
 
+def _sheet_size(images: int, columns: int) -> tuple[int, int]:
+    """(width, height) of a sheet."""
+    return columns * STEP[0] + GAP, -(-images // columns) * STEP[1] + GAP
+
+
+def _refuse_long(images: int, columns: int, target: Path) -> None:
+    width, height = _sheet_size(images, columns)
+    if max(width, height) <= LONGEST:
+        return
+    what = f"{images} images in {columns} columns are {width} x {height} px"
+    if height > LONGEST:
+        least = -(-images // ((LONGEST - GAP) // STEP[1]))
+        fits = _sheet_size(images, least)[0] <= LONGEST
+        fix = f"raise --columns to {least} or more" if fits else "lower --images"
+    else:
+        fix = "lower --columns"
+    raise DataError("SHEET", what, where=str(target), why=f"a JPEG's sides end at {LONGEST:,} px", fix=fix)
+
+
 def write_sheet(target: Path, data: CocoData, *, images: int = 24, seed: int | None = None, columns: int = 4) -> int:
     """Write a contact sheet as JPEG and return how many images are on it: the first ones, or with a seed any.
 
-    DataError where the file is there already.
+    DataError where the file is there already, or the sheet would be too long for a JPEG.
     """
     refuse_existing(target, fix="name another file with --out")
     chosen = np.arange(len(data.images))
     if seed is not None:
         chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:images])
     shown = [data.images[i] for i in chosen[:images].tolist()]
+    _refuse_long(len(shown), min(columns, len(shown)), target)
     write_whole(target, jpeg(contact_sheet(shown, data.classes, columns=columns)), "the sheet")
     return len(shown)
 

@@ -16,7 +16,9 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
-__all__ = ["NEAR", "ROBOFLOW", "difference_hash", "groups_of", "near_links", "photo_name"]
+from cvpeft.data.convert.tree import own_folders
+
+__all__ = ["NEAR", "ROBOFLOW", "difference_hash", "groups_of", "is_copy", "near_links", "photo_name"]
 
 NEAR = 12  # bits of 128 that near-duplicates may differ in
 CELLS = 8
@@ -68,6 +70,23 @@ def groups_of(count: int, links: Iterable[Sequence[int]]) -> np.ndarray:
     return np.array([root(row) for row in range(count)], np.int64)
 
 
+def is_copy(file_name: str) -> bool:
+    """Whether Roboflow's mark of a copy is in the name of an image."""
+    return bool(ROBOFLOW.search(_stem(file_name)))
+
+
 def photo_name(file_name: str) -> str:
-    """The name of the photo that an image shows: without Roboflow's mark of a copy, and without its ending."""
-    return ROBOFLOW.sub("", str(PurePosixPath(file_name.replace("\\", "/")).with_suffix("")))
+    """The name of the photo that an image shows, without its ending; of Roboflow's copies without their mark.
+
+    Copies of one photo may lie in train/images and valid/images, so such folders count for nothing in their names; but
+    those that may tell a place do: two cities may both have a photo 0001.
+    """
+    if not is_copy(file_name):
+        return _stem(file_name)
+    *folders, name = _stem(file_name).split("/")
+    return "/".join([*own_folders(folders), ROBOFLOW.sub("", name)])
+
+
+def _stem(file_name: str) -> str:
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    return str(path.parent / path.stem)

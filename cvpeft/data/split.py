@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cvpeft.data.check.pixels import decode_all
-from cvpeft.data.coco_file import read_coco_file
+from cvpeft.data.coco_file import Lists, read_coco_file, short
 from cvpeft.data.images import find_image, is_file
 from cvpeft.data.similar import groups_of, near_links, photo_name
 from cvpeft.errors import DataError
@@ -29,7 +29,8 @@ __all__ = ["Part", "leave_out", "read_shares", "split_json"]
 log = logging.getLogger(__name__)
 
 NEAR_DUPLICATES = "near-duplicates"  # among the fields: photos that look alike stay together
-DEALS = 200  # ways to deal the groups out that are tried
+DEALS = 200  # ways to deal the groups out that are tried, of few groups
+DEALT = 200_000  # groups in all these ways together: many small groups come near to the shares in any of them
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,21 @@ def split_json(
     names, wanted = list(shares), np.array(list(shares.values()))
     dealt = _dealt(_contents(groups), wanted, seed)
     parts = {name: [i for i, part in enumerate(dealt) if names[part] == name] for name in names}
-    _refuse_leaks(groups, parts)
+    fix = f"add {NEAR_DUPLICATES} to --by, or keep the split with --allow-leaks"
+    _refuse_leaks(groups, parts, fix=fix)
     return _written(groups, parts)
 
 
 def leave_out(file: Path, by: str | Sequence[str], value: str, *, allow_leaks: bool = False) -> list[Part]:
     """Write FILE_VALUE.json with the images whose field `by` is `value`, and FILE_without_VALUE.json with all others.
 
-    DataError as in `split_json`; also where no image has the value.
+    DataError as in `split_json`; also where no image has the value, and where near-duplicates are among the fields:
+    joined groups have no value of their own.
     """
     fields = _fields(by)
+    if NEAR_DUPLICATES in fields:
+        what = f"{NEAR_DUPLICATES} have no value that could be left out"
+        raise DataError("SPLIT", what, where=str(file), fix=f"take {NEAR_DUPLICATES} out of --by")
     groups = _groups(file, fields, allow_leaks=allow_leaks)
     inside = [i for i, key in enumerate(groups.keys) if key == value]
     if not inside:
@@ -94,7 +100,7 @@ def leave_out(file: Path, by: str | Sequence[str], value: str, *, allow_leaks: b
     name = re.sub(r"[^\w.-]", "_", value)
     rest = [i for i in range(len(groups.keys)) if i not in set(inside)]
     parts = {name: inside, f"without_{name}": rest}
-    _refuse_leaks(groups, parts)
+    _refuse_leaks(groups, parts, fix="take the pairs out of the json, or keep the split with --allow-leaks")
     return _written(groups, parts)
 
 
@@ -120,8 +126,8 @@ def _fields(by: str | Sequence[str]) -> list[str]:
 
 
 def _groups(file: Path, by: Sequence[str], *, allow_leaks: bool) -> _Groups:
-    read_coco_file(file)  # says what is wrong with a file that is no COCO json
-    content = json.loads(file.read_text("utf-8-sig"))
+    content = read_coco_file(file)
+    _refuse_malformed(content, file)
     fields = [field for field in by if field != NEAR_DUPLICATES]
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     first: dict[str, str] = {}  # the group of a photo's first copy, to which the others go
@@ -132,6 +138,19 @@ def _groups(file: Path, by: Sequence[str], *, allow_leaks: bool) -> _Groups:
     if NEAR_DUPLICATES in by:
         return _joined(groups, _near(groups, must=True))
     return groups if allow_leaks else replace(groups, near=_near(groups, must=False))
+
+
+def _refuse_malformed(content: Lists, file: Path) -> None:
+    """DataError at the first entry without what a split goes by; all else is passed on as it is."""
+    keys = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
+    for part, names in keys.items():
+        for number, entry in enumerate(content[part]):
+            found = entry if isinstance(entry, dict) else {}
+            if all(isinstance(found.get(name), (int, float, str)) for name in names) and found.get("file_name") != "":
+                continue
+            what = f"the entry is {short(entry)}, not one with {' and '.join(names)}"
+            fix = f"cvpeft data check {file} tells all faults of it"
+            raise DataError("COCO", what, where=f"{file}: {part}[{number}]", fix=fix)
 
 
 def _near(groups: _Groups, *, must: bool) -> list[tuple[int, int, str, str]]:
@@ -168,13 +187,12 @@ def _joined(groups: _Groups, near: Sequence[tuple[int, int, str, str]]) -> _Grou
     return _Groups(groups.file, groups.content, [groups.keys[first] for first in together], list(together.values()))
 
 
-def _refuse_leaks(groups: _Groups, parts: Mapping[str, Sequence[int]]) -> None:
+def _refuse_leaks(groups: _Groups, parts: Mapping[str, Sequence[int]], *, fix: str) -> None:
     part_of = {number: name for name, chosen in parts.items() for number in chosen}
     leaks = [(first, second) for one, other, first, second in groups.near if part_of[one] != part_of[other]]
     if leaks:
         what = f"{len(leaks)} pairs of near-duplicates would lie in different parts, such as {' and '.join(leaks[0])}"
         why = "what was trained on would be scored"
-        fix = f"add {NEAR_DUPLICATES} to --by, or keep the split with --allow-leaks"
         raise DataError("LEAK", what, where=str(groups.file), why=why, fix=fix)
 
 
@@ -215,7 +233,7 @@ def _dealt(contents: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
     """(G,) part of each group: of many ways to deal them out the one that comes nearest to the shares."""
     weight = contents / np.maximum(contents.sum(0), 1)  # (G, 2 + K) share of everything there is
     rng = np.random.default_rng(seed)
-    deals = [_deal(weight, wanted, rng) for _ in range(DEALS)]
+    deals = [_deal(weight, wanted, rng) for _ in range(max(1, min(DEALS, DEALT // max(1, len(weight)))))]
     return min(deals, key=lambda deal: _miss(weight, wanted, deal))
 
 
@@ -225,10 +243,11 @@ def _deal(weight: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> n
     A part's lack is measured by what it shall have in the end, so that all parts fill up alike.
     """
     order = np.argsort(-weight.sum(1) * rng.uniform(0.5, 1.5, len(weight)), kind="stable")
+    chance = 1e-9 * rng.random((len(weight), len(wanted)))  # between parts that lack the same
     lack = np.ones((len(wanted), weight.shape[1]))  # (P, 2 + K), 1 empty .. 0 full
     dealt = np.zeros(len(weight), int)
-    for group in order:
-        part = int(np.argmax((lack * weight[group]).sum(1) + 1e-9 * rng.random(len(wanted))))
+    for group, luck in zip(order.tolist(), chance, strict=True):
+        part = int(np.argmax((lack * weight[group]).sum(1) + luck))
         lack[part] -= weight[group] / wanted[part]
         dealt[group] = part
     return dealt

@@ -14,6 +14,9 @@ from cvpeft.errors import ConfigError
 __all__ = ["Splits", "open_split", "open_splits", "render_missing"]
 
 
+SEEDS = 1_000_003  # from one file of a name to the next: farther than the seeds that people write
+
+
 @dataclass(frozen=True)
 class Splits:
     """The three parts; val and test are None where the config names no files for them."""
@@ -60,6 +63,9 @@ def render_missing(data: schema.Data) -> None:
         return
     parts = ((data.train, r.train), (data.val, r.val), (data.test, r.test))
     for offset, (files, images) in enumerate(parts):  # each split has scenes of its own
-        for file in files:
+        for number, file in enumerate(files):
             if not file.exists() or is_rendered(file):
-                render_dataset(file.parent, r.city, images, 3 * r.seed + offset, r.size, file.stem)
+                # The renderer draws from the file's name too, but a/train.json and b/train.json share theirs.
+                same = sum(other.stem == file.stem for other in files[:number])
+                seed = 3 * (r.seed + SEEDS * same) + offset
+                render_dataset(file.parent, r.city, images, seed, r.size, file.stem)

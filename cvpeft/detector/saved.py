@@ -33,10 +33,12 @@ RESOLVED = "config.resolved.yaml"
 class LoadedRun:
     """A trained run, ready to detect.
 
+    trained: its settings as they were in training; settings: the same with the overrides of now.
     model: adapted, in eval mode, float32, on the CPU. meta: the content of adapter_config.json.
     """
 
     folder: Path
+    trained: schema.Settings
     settings: schema.Settings
     model: nn.Module
     classes: tuple[str, ...]
@@ -151,13 +153,14 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> LoadedRun:
         raise CheckpointError(
             "RUN", f"no {RESOLVED}", where=str(folder), fix="name a folder under runs/ that training made"
         )
-    settings = load(resolved, overrides, methods=signatures())
+    trained = load(resolved, methods=signatures())
+    settings = load(resolved, overrides, methods=signatures()) if overrides else trained
     meta = read_config(folder / "adapter")
     classes = tuple(meta["classes"])
     model = build_detector(settings, classes)
     adapt(model, settings.peft)
     load_adapter(folder / "adapter", model, classes)
-    return LoadedRun(folder, settings, model.eval(), classes, meta)
+    return LoadedRun(folder, trained, settings, model.eval(), classes, meta)
 
 
 def run_folder(settings: schema.Settings) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from cvpeft.eval.review import review
 
 __all__ = ["evaluate", "evaluate_run", "read_thresholds"]
 
+NEUTRAL = {  # settings that change no box; a base that was moved is the same one, or it would not have been loaded
+    "data": {"workers"}, "backbone": {"weights"}, "eval": {"batch", "latency_images"},
+}  # fmt: skip
 SEEN = "The run was trained on these photographs, and has learned some of their faults."
 
 
@@ -38,8 +42,9 @@ def evaluate_run(
     """Score a run folder and return the folder with metrics.json, per_class.csv, predictions.json and the plots.
 
     split: which data of the run's config. files: COCO json files to score instead; the figures then lie under the
-    files' names and a short digest of their paths, apart from those of the splits. reviewed: review.html
-    and review.json are written too, see `review`.
+    files' names and a short digest of their paths, apart from those of the splits. overrides: where they change what is
+    found or scored, the figures lie apart too, under a digest of those settings. reviewed: review.html and review.json
+    are written too, see `review`.
     """
     loaded = load_run(run, overrides)
     settings, classes = loaded.settings, loaded.classes
@@ -47,7 +52,9 @@ def evaluate_run(
     tell_quick_check({_name(files) if files else split: data})
     device = pick_device(settings.train.device)
     result, found = evaluate(loaded.model.to(device), data, settings, thresholds=read_thresholds(run))
-    folder = run / "eval" / (_name(files) if files else split)
+    other = _digest(_scored(settings)) if _scored(settings) != _scored(loaded.trained) else ""
+    folder = run / "eval" / "-".join(filter(None, (_name(files) if files else split, other)))
+    result["overrides"] = list(overrides) if other else []
     result["files"] = [str(file) for file in files or getattr(settings.data, split)]
     write_report(folder, result, found)
     if reviewed:
@@ -61,8 +68,18 @@ def evaluate_run(
 def _name(files: Sequence[Path]) -> str:
     """Of the figures on other files: no split's name, and another one for files of the same name elsewhere."""
     paths = [file.absolute() for file in files]
-    digest = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:6]
+    digest = _digest("\n".join(map(str, paths)))
     return "+".join(f"{path.parent.name}_{path.stem}" for path in paths)[:80] + f"-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _scored(settings: schema.Settings) -> str:
+    """Everything in the settings that a figure may depend on, as a text."""
+    parts = ("data", "backbone", "detector", "eval")
+    return json.dumps([getattr(settings, part).model_dump(mode="json", exclude=NEUTRAL.get(part)) for part in parts])
 
 
 def evaluate(
@@ -81,17 +98,17 @@ def evaluate(
     loader = eval_loader(data, d.size, batch=e.batch, workers=d.workers, canvas=d.canvas)
     found = predict(model, loader, device=device, precision=e.precision)
     result = report(data.ground_truth(), found, data.classes, alarm_threshold=e.alarm_threshold, thresholds=thresholds)
-    result["latency"] = latency(model, _first_images(data, settings), device=device, precision=e.precision)
+    result["latency"] = latency(model, _first_photos(data, settings), device=device, precision=e.precision)
     return result, found
 
 
-def _first_images(data: CocoData, settings: schema.Settings) -> list[torch.Tensor]:
-    images: list[torch.Tensor] = []
-    for batch in eval_loader(data, settings.data.size, batch=1, workers=0, canvas=settings.data.canvas):
-        if len(images) == settings.eval.latency_images:
-            break
-        images.append(batch.images[0])
-    return images
+def _first_photos(data: CocoData, settings: schema.Settings) -> list[torch.Tensor]:
+    """The first photos, each as its network inputs (T, 3, H, W)."""
+    first = CocoData(data.images[: settings.eval.latency_images], data.classes, ())
+    tiles: dict[int, list[torch.Tensor]] = {}
+    for batch in eval_loader(first, settings.data.size, batch=1, workers=0, canvas=settings.data.canvas):
+        tiles.setdefault(batch.targets[0]["image_id"], []).append(batch.images)
+    return [torch.cat(photo) for photo in tiles.values()]
 
 
 def read_thresholds(run: Path) -> dict[str, float] | None:

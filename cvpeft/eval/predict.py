@@ -57,17 +57,18 @@ def latency(
     precision: str = "fp32",
     warm_up: int = 3,
 ) -> dict[str, Any]:
-    """Time the model on uint8 images (3, H, W), one by one; decoding and letterboxing are not timed.
+    """Time the model on photos, one by one; decoding and letterboxing are not timed.
 
-    warm_up: untimed runs on the first image, which pay for lazy set-up.
-    Returns median_ms and p90_ms per image (None without images), how many images were timed, the threads that torch may
+    images: network inputs (T, 3, H, W) uint8 of each photo; its T tiles go through the model one after the other.
+    warm_up: untimed runs on the first photo, which pay for lazy set-up.
+    Returns median_ms and p90_ms per photo (None without one), how many images were timed, the threads that torch may
     use, device and precision.
     """
-    singles = [image[None].to(device) for image in images]  # (1, 3, H, W) each
+    photos = [tiles.to(device) for tiles in images]
     with _inference(model, device, precision):
-        for image in singles[:1] * warm_up:
-            model(image)
-        times = [_milliseconds(model, image) for image in singles]
+        for tiles in photos[:1] * warm_up:
+            _milliseconds(model, tiles)
+        times = [_milliseconds(model, tiles) for tiles in photos]
     return {
         "median_ms": float(np.median(times)) if times else None,
         "p90_ms": float(np.percentile(times, 90)) if times else None,
@@ -105,11 +106,13 @@ def _coco_results(image_id: int, found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def _milliseconds(model: nn.Module, image: Tensor) -> float:
-    _finish(image.device)
+def _milliseconds(model: nn.Module, tiles: Tensor) -> float:
+    """tiles: (T, 3, H, W) of one photo."""
+    _finish(tiles.device)
     start = time.perf_counter()
-    model(image)
-    _finish(image.device)
+    for tile in tiles.split(1):
+        model(tile)
+    _finish(tiles.device)
     return (time.perf_counter() - start) * 1000
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -73,13 +74,14 @@ def pretrain(
         print(f"in about {minutes:g} minutes: --crop-epochs {crop_epochs} train.epochs={fitted['epochs']}")
     recipe = {
         "crop_epochs": str(crop_epochs),
+        "formulas": str(formulas),
         "seed": str(settings.run.seed),
         "backbone": settings.backbone.name,
         "crop_data": digest,
-    } | ({"formulas": str(formulas)} if formulas else {})
+    }
     if not backbone.exists():
         _train_backbone(settings, backbone, crop_epochs, formulas, recipe)
-    elif recipe.items() - _facts(backbone).items():
+    elif recipe.items() - ({"formulas": "0"} | _facts(backbone)).items():
         raise _other_recipe(backbone)
     whole = [*overrides, f"backbone.weights={json.dumps(str(backbone.absolute()))}"]
     if not is_finished(run):
@@ -99,8 +101,11 @@ def _data_digest(settings: schema.Settings) -> str:
 
 def _fitted(settings: schema.Settings, file: Path, crop_epochs: int, formulas: int, minutes: float) -> dict[str, int]:
     """Epochs of both parts that fit into the time, cut by the same share; measured once and then read from `file`."""
+    asked = {"minutes": minutes, "crop_epochs": crop_epochs, "formulas": formulas, "epochs": settings.train.epochs}
     if file.exists():
-        found: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if found.pop("asked") != asked:
+            raise _other_recipe(file)
         return found
     images = open_splits(settings.data).train.images
     count = sum(len(image.boxes) for image in images) + NEGATIVES * len(images) + FORMULAS * formulas
@@ -113,7 +118,7 @@ def _fitted(settings: schema.Settings, file: Path, crop_epochs: int, formulas: i
         "crop_epochs": max(1, int(share * crop_epochs)) if crop_epochs else 0,
         "epochs": max(1, int(share * settings.train.epochs)),
     }
-    write_whole(file, json.dumps(fitted))
+    write_whole(file, json.dumps({**fitted, "asked": asked}))
     return fitted
 
 

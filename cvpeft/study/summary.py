@@ -14,7 +14,7 @@ from cvpeft.data.coco import load_coco
 from cvpeft.detector.adapt import adapt, parts
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
-from cvpeft.peft.adapter import tensors, walk
+from cvpeft.peft.adapter import Adapter, Dense, tensors, walk
 from cvpeft.peft.state import owned
 from cvpeft.study.measure import Measured, measure_training, without_weights
 
@@ -130,7 +130,7 @@ def summary(settings: schema.Settings, *, measure: bool = True) -> Summary:
     sites = adapt(model, settings.peft)
     parts = _parts(model, settings.peft.mode)
     trained = sum(p.parameters for p in parts)
-    inserted = sum(p.parameters for p in parts if p.name.startswith("adapter"))
+    inserted = _inserted(model, settings.peft.mode)
     frozen = sum(plain.values()) - (trained - inserted)
     return Summary(
         settings,
@@ -156,21 +156,30 @@ def _classes(data: schema.Data) -> tuple[tuple[str, ...], str]:
 
 def _parts(model: nn.Module, mode: str) -> tuple[Part, ...]:
     """Trained parts; each method is one of its own."""
-    part, method = parts(model, mode), _methods(model)
+    part, owner = parts(model, mode), _owners(model)
     groups: dict[str, list[Tensor]] = {}
     for key, tensor in owned(model).items():
         name = part[key]
-        groups.setdefault(f"adapter: {method[id(tensor)]}" if name == "adapter" else name, []).append(tensor)
+        groups.setdefault(f"adapter: {owner[id(tensor)].method}" if name == "adapter" else name, []).append(tensor)
     order = sorted(groups, key=lambda name: ORDER.index(name.split(":")[0]))
     return tuple(
         Part(name, sum(t.numel() for t in groups[name] if t.requires_grad), _bytes(groups[name])) for name in order
     )
 
 
-def _methods(model: nn.Module) -> dict[int, str]:
-    """id of a tensor -> the method that owns it."""
-    places = [place for place in walk(model) if place.owner is not None]
-    return {id(t): place.owner.method for place in places if place.owner for _, t in tensors(place.module)}
+def _inserted(model: nn.Module, mode: str) -> int:
+    """Parameters that the plain detector does not have; what is trained as a copy (partial, norm) has its original."""
+    part, owner = parts(model, mode), _owners(model)
+    return sum(
+        tensor.numel()
+        for key, tensor in owned(model).items()
+        if tensor.requires_grad and part[key] == "adapter" and not isinstance(owner[id(tensor)], Dense)
+    )
+
+
+def _owners(model: nn.Module) -> dict[int, Adapter]:
+    """id of a tensor -> the Adapter that owns it."""
+    return {id(t): place.owner for place in walk(model) if place.owner for _, t in tensors(place.module)}
 
 
 def _memory(model: nn.Module, train: schema.Train) -> Memory:

@@ -74,12 +74,12 @@ def _row(mine: Sequence[Outcome]) -> dict[str, Any]:
         values = [getattr(outcome, name) for outcome in mine]
         row[name] = statistics.fmean(values)
         row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-    low, high = np.quantile(_redrawn(mine), [(1 - SURE) / 2, (1 + SURE) / 2])
+    low, high = np.nanquantile(_redrawn(mine), [(1 - SURE) / 2, (1 + SURE) / 2])
     return {**row, "AP_low": float(low), "AP_high": float(high)}
 
 
 def _redrawn(mine: Sequence[Outcome]) -> np.ndarray:
-    """(S,) mean AP over the seeds on each of the redrawn image sets, which are the same for all modes."""
+    """(S,) mean AP over the seeds on each of the redrawn image sets, the same for all modes; nan without a box."""
     return np.asarray(np.mean([outcome.samples[:, 0] for outcome in mine], axis=0))
 
 
@@ -144,7 +144,7 @@ def _caption(outcomes: Sequence[Outcome], settings: schema.Settings, split: str,
         f"Over images: where AP lies in {SURE:.0%} of {len(outcomes[0].samples)} draws of as many images, some twice.",
         "Parameters are the trained ones, by part; the file holds all of them.",
         "Seconds of training, evaluations left out; peak memory of the training process, or of the GPU.",
-        "ms of one image: in torch, float32, on this machine's CPU, all rows in turn.",
+        "ms of one network input: in torch, float32, on this machine's CPU, all rows in turn.",
     ]
     if len({outcome.seed for outcome in outcomes}) > 1:
         lines.append("Mean ± standard deviation over the seeds.")
@@ -172,7 +172,7 @@ def _advice(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
         return []
     samples = {row["mode"]: _redrawn([o for o in outcomes if o.mode == row["mode"]]) for row in rows}
     best = max(taken, key=lambda row: row["AP"])
-    equal = [row for row in taken if np.mean(samples[best["mode"]] > samples[row["mode"]]) < SURE]
+    equal = [row for row in taken if _share(samples[best["mode"]], samples[row["mode"]]) < SURE]
     chosen = min(equal, key=lambda row: row["file_mib"])
     text = f"On these images take {_label(chosen)}: AP {_spread(chosen, 'AP', 3)} from {chosen['adapter']:,} parameters"
     if chosen is not best:
@@ -188,6 +188,12 @@ def _against(chosen: Row, rows: Sequence[Row], samples: Mapping[str, np.ndarray]
     told = ""
     for name, other in (("full", "full fine-tuning"), ("frozen", "a frozen backbone")):
         if any(row["mode"] == name for row in rows):
-            share = float(np.mean(samples[chosen["mode"]] > samples[name]))
+            share = _share(samples[chosen["mode"]], samples[name])
             told += f"; better than {other} in {share:.0%} of the draws"
     return f"{told}."
+
+
+def _share(one: np.ndarray, other: np.ndarray) -> float:
+    """Of the draws (S,) that hold a box, the part in which `one` is above `other`."""
+    drawn = ~np.isnan(one)
+    return float(np.mean(one[drawn] > other[drawn]))

@@ -18,7 +18,7 @@ __all__ = ["Latency", "detector_calls", "latencies"]
 
 
 class Latency(TypedDict):
-    """Median milliseconds of a detector's forward on one image; merged is None where that cannot be."""
+    """Median milliseconds of a detector's forward on one network input; merged is None where that cannot be."""
 
     unmerged: float
     merged: float | None

@@ -50,11 +50,11 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
 )
 def test_what_is_no_config_gets_one_sentence(write, content, what):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=r"x\.yaml") as caught:
         load(write(content))
     assert what in str(caught.value)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_line_of_the_fault(write):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from cvpeft.cli import main
 from cvpeft.data.coco import load_coco
-from cvpeft.data.pictures import GAP, labelled
+from cvpeft.data.pictures import GAP, labelled, write_sheet
+from cvpeft.errors import DataError
 from cvpeft.runtime.draw import colour
 
 from .sets import coco, write
@@ -45,6 +47,17 @@ def test_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 2
     assert "the file is there already" in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("images", "columns", "fix"),
+    [(800, 4, "raise --columns to 5 or more"), (800, 300, "lower --columns"), (40_000, 4, "lower --images")],
+)
+def test_a_sheet_longer_than_a_jpeg_is_refused(tmp_path: Path, images: int, columns: int, fix: str) -> None:
+    data = load_coco([write(tmp_path, coco(1))])
+    many = replace(data, images=data.images * images)
+    with pytest.raises(DataError, match=f"JPEG's sides end at 65,500 px.*{fix}"):
+        write_sheet(tmp_path / "sheet.jpg", many, images=images, columns=columns)
 
 
 def test_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cvpeft.cli import main
 from cvpeft.data.coco import load_coco
-from cvpeft.data.split import leave_out, split_json
+from cvpeft.data.split import _deal, _dealt, leave_out, split_json
 from cvpeft.errors import DataError
 
 from .sets import picture
@@ -80,6 +81,29 @@ def test_roboflows_copies_of_a_photo_stay_together(tmp_path: Path) -> None:
     photos = [{name.split("_")[0] for name in names(part.file)} for part in (one, other)]
     assert not photos[0] & photos[1]
     assert one.groups == other.groups == 5
+
+
+@pytest.mark.parametrize("folders", [("train/images", "valid/images"), ("train", "test")])
+def test_roboflows_copies_of_a_photo_stay_together_across_its_folders(tmp_path: Path, folders: tuple[str, str]) -> None:
+    file = coco(tmp_path, sections=40, each=1)
+    content = json.loads(file.read_text())
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = f"{folders[i % 2]}/photo{i // 2}_jpg.rf.{'ab'[i % 2] * 8}.jpg"
+    file.write_text(json.dumps(content))
+    one, other = split_json(file, HALVES)
+    photos = [{name.split("/")[-1].split("_")[0] for name in names(part.file)} for part in (one, other)]
+    assert not photos[0] & photos[1]
+    assert one.groups == other.groups == 10
+
+
+def test_photos_of_one_name_in_two_cities_are_two(tmp_path: Path) -> None:
+    file = coco(tmp_path, sections=2, each=10)
+    content = json.loads(file.read_text())
+    for i, image in enumerate(content["images"]):
+        image["file_name"] = f"{image['section']}/train/images/photo{i % 10}_jpg.rf.{i}.jpg"
+    file.write_text(json.dumps(content))
+    inside, rest = leave_out(file, "section", "S0")
+    assert (names(inside.file, "section"), names(rest.file, "section")) == ({"S0"}, {"S1"})
 
 
 def test_one_city_may_be_left_out(tmp_path: Path) -> None:
@@ -164,6 +188,70 @@ def test_near_duplicates_stay_together(tmp_path: Path) -> None:
     numbers = [{image["id"] % 12 for image in json.loads(part.file.read_text())["images"]} for part in (one, other)]
     assert not numbers[0] & numbers[1]
     assert (one.groups, other.groups) == (6, 6)
+
+
+def test_near_duplicates_have_no_value_to_leave_out(tmp_path: Path) -> None:
+    file = alike(tmp_path)
+    with pytest.raises(DataError, match=r"near-duplicates have no value .* take near-duplicates out of --by"):
+        leave_out(file, ["camera", "near-duplicates"], "c0")
+    with pytest.raises(DataError) as told:
+        leave_out(file, "camera", "c0")
+    assert "--allow-leaks" in str(told.value)
+    assert "add near-duplicates" not in str(told.value)
+    with pytest.raises(DataError, match="add near-duplicates to --by"):
+        split_json(file, HALVES, by="camera")
+    assert not list(tmp_path.glob("train_*.json"))
+
+
+def test_the_more_groups_the_fewer_deals_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred deals of ten thousand groups took minutes."""
+    tried: list[int] = []
+
+    def deal(weight: np.ndarray, *_: object) -> np.ndarray:
+        tried.append(len(weight))
+        return np.zeros(len(weight))
+
+    monkeypatch.setattr("cvpeft.data.split._deal", deal)
+    for count in (10, 1_000, 10_000, 300_000):
+        _dealt(np.ones((count, 3)), np.array([0.8, 0.2]), 0)
+    assert [tried.count(count) for count in (10, 1_000, 10_000, 300_000)] == [200, 200, 20, 1]
+
+
+def test_one_deal_of_many_groups_is_near_to_the_shares() -> None:
+    contents, shares = np.random.default_rng(0).integers(0, 4, (10_000, 4)).astype(float), np.array([0.8, 0.2])
+    dealt = _deal(contents / contents.sum(0), shares, np.random.default_rng(0))
+    assert np.abs(contents[dealt == 0].sum(0) / contents.sum(0) - 0.8).max() < 0.001
+
+
+def test_a_deal_is_the_same_for_ever() -> None:
+    """A golden: a split that is made again holds what it held."""
+    contents = np.random.default_rng(0).integers(0, 4, (12, 4)).astype(float)
+    assert _dealt(contents, np.array([0.5, 0.3, 0.2]), 0).tolist() == GOLDEN
+
+
+GOLDEN = [0, 1, 0, 0, 2, 2, 0, 1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "told"),
+    [
+        ("annotations", {"id": 1, "category_id": 1}, "image_id and category_id"),
+        ("annotations", {"id": 1, "image_id": [1], "category_id": 1}, "image_id and category_id"),
+        ("images", {"id": 1, "section": "S0"}, "id and file_name"),
+        ("images", {"id": 1, "file_name": "", "section": "S0"}, "id and file_name"),
+        ("images", 7, "the entry is 7, not one with id and file_name"),
+        ("categories", {"name": "pothole"}, "id and name"),
+        ("categories", "pothole", 'the entry is "pothole", not one with id and name'),
+    ],
+)
+def test_a_malformed_json_is_told_in_one_sentence(tmp_path: Path, part: str, entry: object, told: str) -> None:
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    content[part][1] = entry
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"^E-COCO .*: {part}\[1\] - .*{told}") as fault:
+        split_json(file, HALVES, by="section")
+    assert "\n" not in str(fault.value)
 
 
 def test_several_fields_are_joined(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from cvpeft.config import schema
-from cvpeft.data.splits import open_split, open_splits
+from cvpeft.data.coco import load_coco
+from cvpeft.data.render import render_dataset
+from cvpeft.data.splits import open_split, open_splits, render_missing
 from cvpeft.errors import ConfigError, DataError
 
 from .sets import coco, write
@@ -33,6 +35,17 @@ def test_rendered_splits_are_made_once_and_those_of_other_settings_refused(tmp_p
     for other in ({"city": "a"}, {"train": 3}, {"seed": 1}):
         with pytest.raises(DataError, match=r"train.json - the file is there and holds "):
             open_splits(data(tmp_path, **other))
+
+
+def test_every_file_of_a_split_holds_scenes_of_its_own(tmp_path: Path) -> None:
+    """The first file, and files of other names, are those that render_dataset makes of the split's seed."""
+    files = tuple(tmp_path / name for name in ("a/train.json", "b/train.json", "a/more.json"))
+    render_missing(data(tmp_path, seed=1).model_copy(update={"train": files, "val": ()}))
+    scenes = [[image.path.read_bytes() for image in load_coco([file]).images] for file in files]
+    assert len({scene for found in scenes for scene in found}) == 6
+    for file, found in zip(files[::2], scenes[::2], strict=True):
+        alone = render_dataset(tmp_path / "alone", "b", 2, 3, (96, 128), file.stem)
+        assert [image.path.read_bytes() for image in load_coco([alone]).images] == found
 
 
 def test_files_of_the_user_are_read_as_they_are(tmp_path: Path) -> None:

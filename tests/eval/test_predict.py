@@ -131,7 +131,7 @@ def test_bf16_computes_in_bf16_and_gives_plain_floats() -> None:
 
 def test_latency_times_images_one_by_one_after_warm_up() -> None:
     model = Fake().train()
-    images = torch.zeros(5, 3, *SIZE, dtype=torch.uint8)
+    images = torch.zeros(5, 1, 3, *SIZE, dtype=torch.uint8)
     figures = latency(model, images, warm_up=2)
     assert [call["shape"] for call in model.calls] == [(1, 3, *SIZE)] * 7
     assert not any(call["training"] or call["grad"] for call in model.calls)
@@ -140,6 +140,13 @@ def test_latency_times_images_one_by_one_after_warm_up() -> None:
     assert figures["images"] == 5
     assert figures["threads"] == torch.get_num_threads()
     assert (figures["device"], figures["precision"]) == ("cpu", "fp32")
+
+
+def test_a_photo_in_tiles_is_timed_as_a_whole() -> None:
+    model = Fake()
+    figures = latency(model, [torch.zeros(9, 3, *SIZE, dtype=torch.uint8)] * 2, warm_up=1)
+    assert [call["shape"] for call in model.calls] == [(1, 3, *SIZE)] * 27
+    assert figures["images"] == 2
 
 
 def test_latency_without_images() -> None:

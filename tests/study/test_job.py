@@ -253,6 +253,18 @@ def test_figures_on_other_files_leave_those_of_the_splits_alone(there: Path) -> 
     assert (there / "runs/tiny/eval/test/metrics.json").read_bytes() == before
 
 
+def test_figures_under_other_settings_leave_those_of_the_run_alone(there: Path) -> None:
+    before = (there / "runs/tiny/eval/test/metrics.json").read_bytes()
+    folder = job.eval_job(there / "runs/tiny", "test", (), ["detector.nms_iou=0.9"])
+    assert folder.parent == there / "runs/tiny/eval"
+    assert re.fullmatch(r"test-[0-9a-f]{6}", folder.name)
+    assert json.loads((folder / "metrics.json").read_text())["overrides"] == ["detector.nms_iou=0.9"]
+    assert (there / "runs/tiny/eval/test/metrics.json").read_bytes() == before
+    same = job.eval_job(there / "tiny.yaml", "test", (), ["data.workers=1", "eval.batch=2"])
+    assert same == there / "runs/tiny/eval/test"
+    assert json.loads((same / "metrics.json").read_text())["overrides"] == []
+
+
 def test_a_run_that_was_stopped_before_its_test_is_only_scored(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = there / "runs/tiny/eval/test/metrics.json"
     before = figures.read_bytes()

@@ -81,6 +81,9 @@ def test_minutes_cut_the_epochs_of_both_parts_once_and_for_all(tmp_path: Path, c
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as made:
         assert (made.metadata()["steps"], made.metadata()["crop_epochs"]) == (str(3 * epochs), str(crop_epochs))
 
+    with pytest.raises(ConfigError, match=r"fitted\.json - it was made with other settings"):
+        pretrain(file, tmp_path / "c.safetensors", crop_epochs=50, minutes=9)
+
 
 def test_crops_may_be_left_out(tmp_path: Path) -> None:
     ellipses(tmp_path, 2)
@@ -94,6 +97,13 @@ def test_a_file_that_is_there_is_not_lost(made: Path) -> None:
     with pytest.raises(DataError, match="the file is there"):
         pretrain(made.parents[1] / "pretrain.yaml", made)
     assert made.read_bytes() == before
+
+
+def test_crops_with_formulas_are_of_another_recipe(tmp_path: Path) -> None:
+    ellipses(tmp_path, 2)
+    pretrain(config(tmp_path), tmp_path / "a.safetensors", crop_epochs=1, formulas=2)
+    with pytest.raises(ConfigError, match=r"tiny_crops.*made with other settings or data"):
+        pretrain(config(tmp_path), tmp_path / "b.safetensors", crop_epochs=1)
 
 
 def test_parts_of_another_recipe_are_not_mixed_in(made: Path) -> None:

@@ -60,6 +60,17 @@ def test_modes_differ_where_they_should(tmp_path: Path) -> None:
     assert sum(adapters.sites.values()) > 10
 
 
+@pytest.mark.parametrize("method", ["partial", "norm", "bitfit", "lora"])
+def test_what_is_trained_as_a_copy_is_counted_once(tmp_path: Path, method: str) -> None:
+    """Of a plain detector's parameters each is trained or frozen; only what a method adds comes on top."""
+    found = summary(settings(tmp_path, f"peft.methods=[{method}]"), measure=False)
+    plain = summary(settings(tmp_path, "peft.mode=full"), measure=False).everything
+    trained = parts(found)[f"adapter: {method}"]
+    added = 0 if method in ("partial", "norm") else trained
+    assert found.everything == plain + added
+    assert found.frozen.parameters == found.backbone - (trained - added)
+
+
 def test_every_method_has_its_row(tmp_path: Path) -> None:
     s = settings(tmp_path, "peft.methods=[{lora: {rank: 2}}, {adapter: {}}]")
     found = parts(summary(s, measure=False))

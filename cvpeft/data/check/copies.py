@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cvpeft.data.check.finding import Case, Finding, error, warning
-from cvpeft.data.similar import groups_of, near_links, photo_name
+from cvpeft.data.similar import groups_of, is_copy, near_links, photo_name
 from cvpeft.errors import DataError
 
 __all__ = ["check_copies", "check_shared"]
@@ -36,10 +36,12 @@ def check_shared(case: Case) -> Iterator[Finding]:
 
 def check_copies(case: Case) -> Iterator[Finding]:
     """Equal bytes, then Roboflow's copies by their name, then looks; a group that one has told is not told again."""
-    told: set[frozenset[Path]] = set()
+    told: dict[Path, set[tuple[str, int]]] = defaultdict(set)  # the groups that have told of an image
     for kind, groups in (("bytes", _equal(case)), ("name", _named(case)), ("looks", _similar(case))):
-        fresh = [group for group in groups if not any({path for _, path in group} <= old for old in told)]
-        told |= {frozenset(path for _, path in group) for group in fresh}
+        fresh = [group for group in groups if not set.intersection(*(told[path] for _, path in group))]
+        for number, group in enumerate(fresh):
+            for _, path in group:
+                told[path].add((kind, number))
         yield from _tell(kind, fresh)
 
 
@@ -57,8 +59,8 @@ def _named(case: Case) -> Groups:
     found: dict[str, dict[Path, str]] = defaultdict(dict)
     for split in case.splits:
         for image in split.images:
-            if ".rf." in image.file_name:
-                found[photo_name(image.file_name).rpartition("/")[2]].setdefault(image.path, split.name)
+            if is_copy(image.file_name):
+                found[photo_name(image.file_name)].setdefault(image.path, split.name)
     return [[(name, path) for path, name in group.items()] for group in found.values() if len(group) > 1]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,17 @@ from typing import Any
 from cvpeft.data.boxes import clip_box, read_box, upright_hull
 from cvpeft.data.check.pixels import decode_all
 from cvpeft.data.coco import load_coco
-from cvpeft.data.coco_file import Lists, is_id, is_number, read_coco_file, read_json, short, stated_size, whole
+from cvpeft.data.coco_file import (
+    Lists,
+    crowd_mark,
+    is_id,
+    is_number,
+    read_coco_file,
+    read_json,
+    short,
+    stated_size,
+    whole,
+)
 from cvpeft.data.convert.sizes import settle
 from cvpeft.data.convert.tree import Tree
 from cvpeft.data.images import find_image, is_file, too_many_unreadable
@@ -57,15 +67,16 @@ def autofix(file: Path, out: Path, *, drop_unreadable: bool = False, progress: b
     """Write `out` and, beside it, its log NAME.log.json; `file` and its images stay as they are.
 
     Put right: ids that are texts or 7.0, categories of one name, entries of one image, backslashes and foreign prefixes
-    in file names, sizes that are missing or swapped where the boxes show which way is meant, boxes that leave their
-    image by less than half, boxes without area, the same box twice, areas, crowd marks, ids of annotations.
+    in file names where it is certain which image is meant, sizes that are missing or swapped where the boxes show which
+    way is meant, boxes that leave their image by less than half, boxes without area, the same box twice, areas, crowd
+    marks, ids of annotations.
     drop_unreadable: images that are missing or cannot be decoded are taken out, with their boxes, as long as they are
     few; every image is decoded for it. progress: a bar while that lasts.
     DataError: `file` is no COCO json, `out` is there, or does not lie in a folder above the images; too many to drop.
     """
+    refuse_existing(out)
     log = out.with_suffix(".log.json")
-    for target in (out, log):
-        refuse_existing(target)
+    refuse_existing(log)
     read_coco_file(file)  # says what is wrong with what is no COCO json
     content: Any = read_json(file)
     work = _Work(file, copy.deepcopy({key: content[key] for key in ("images", "annotations", "categories")}))
@@ -147,18 +158,26 @@ def _number_annotations(work: _Work) -> None:
 
 def _find_images(work: _Work) -> None:
     root = work.file.parent.resolve()
-    tree: Tree | None = None
-    for number, entry in enumerate(_objects(work.lists["images"])):
-        name = entry.get("file_name")
-        if not isinstance(name, str):
-            continue
-        new = name.replace("\\", "/")
-        if not _is_there(root, new):
-            tree = tree or Tree.of(root)
-            new = tree.match(name) or new
-        if new != name and _is_there(root, new):
-            work.note("file names lead to their image", f"images[{number}]", name, new)
+    entries = _objects(work.lists["images"])
+    names = {name for entry in entries if isinstance(name := entry.get("file_name"), str)}
+    there = {name: new for name in names if _is_there(root, new := name.replace("\\", "/"))}
+    new_names = {**there, **_matches(root, names - there.keys(), there.values(), work.file.name)}
+    for number, entry in enumerate(entries):
+        old = entry.get("file_name")
+        if isinstance(old, str) and (new := new_names.get(old, old)) != old:
+            work.note("file names lead to their image", f"images[{number}]", old, new)
             entry["file_name"] = new
+
+
+def _matches(root: Path, lost: Collection[str], there: Iterable[str], file: str) -> dict[str, str]:
+    """Lost name -> the image that it means, where that is certain: no other name is or means the same image."""
+    if not lost:
+        return {}
+    tree = Tree.of(root)
+    found = {name: image for name in lost if (image := tree.match(name, file)) and _is_there(root, image)}
+    place = {name: find_image(root, image, str(root))[0] for name, image in found.items()}
+    owners = Counter([*place.values(), *{find_image(root, name, str(root))[0] for name in there}])
+    return {name: image for name, image in found.items() if owners[place[name]] == 1}
 
 
 def _is_there(root: Path, name: str) -> bool:
@@ -314,13 +333,13 @@ def _drop_doubles(work: _Work) -> None:
 def _mend_marks(work: _Work) -> None:
     """Area and crowd in the form that COCO has for them, where that is certain."""
     for entry in _objects(work.lists["annotations"]):
-        area, crowd = entry.get("area"), entry.get("iscrowd")
+        area, old = entry.get("area"), entry.get("iscrowd")
         if area is not None and not (is_number(area) and area >= 0):
             work.note("areas that are none are left out", _title(entry), area)
             del entry["area"]
-        if crowd in ("0", "1", "true", "false", "True", "False", ""):
-            entry["iscrowd"] = int(crowd in ("1", "true", "True"))
-            work.note("crowd marks become 0 or 1", _title(entry), crowd, entry["iscrowd"])
+        if (crowd := crowd_mark(old)) is not old:
+            work.note("crowd marks become 0 or 1", _title(entry), old, crowd)
+            entry["iscrowd"] = crowd
 
 
 def _rebase(work: _Work, out: Path) -> None:

@@ -24,10 +24,13 @@ def merge_jsons(files: Sequence[Path], out: Path, *, copy: bool = False) -> tupl
     folder of its domain as a hard link, or with `copy` a copy. Ids are numbered anew, categories are joined by name in
     the order in which they come up; every image states its domain, by the rule of `load_coco`, and keeps its other
     fields. Boxes are those of `load_coco`, clipped and upright; of annotations nothing but box, area and crowd is kept.
-    DataError: whatever `load_coco` refuses, fewer than two files, or `out` is in the way.
+    DataError: whatever `load_coco` refuses, fewer than two files, `out` is in the way, or a json with `copy`.
     """
     if len({file.resolve() for file in files}) < 2:
         raise DataError("MERGE", "there are not two different json files to merge", fix="name each file once")
+    if copy and out.suffix == ".json":
+        what = "a json names the images where they lie, and none is copied"
+        raise DataError("OUT", what, where=str(out), fix="give a new folder, or leave out --copy")
     data = load_coco(files, classes=_class_names(files))
     content = data.ground_truth()
     names = _names(data)
@@ -41,7 +44,7 @@ def merge_jsons(files: Sequence[Path], out: Path, *, copy: bool = False) -> tupl
         what = "not all images lie below the folder of this json"
         fix = "put it into the folder that holds them all, or give a new folder, which gets links to them"
         raise DataError("OUT", what, where=str(out), why="a json may only name what lies below it", fix=fix)
-    (part,), _ = write_set(folder, {stem: content}, places, copy=copy and out.suffix != ".json")
+    (part,), _ = write_set(folder, {stem: content}, places, copy=copy)
     return part, data.notes
 
 

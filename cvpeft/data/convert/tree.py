@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from cvpeft.data.images import find_image
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size, upright_size
 
-__all__ = ["Tree", "key", "split_of"]
+__all__ = ["Tree", "key", "own_folders", "split_of"]
 
 IMAGES = {  # also those that cannot be decoded: they are told, not overlooked
     ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif",
@@ -44,6 +45,11 @@ def split_of(words: Iterable[str]) -> str:
     """train, val or test by the first word that names one, years cut off; empty where none does."""
     plain = (re.sub(r"(19|20)\d\d$", "", word.lower()) for word in words)
     return next((SPLITS[word] for word in plain if word in SPLITS), "")
+
+
+def own_folders(folders: Iterable[str]) -> list[str]:
+    """Those that may tell a place, such as a city: all but the kinds of file and the splits."""
+    return [name for name in folders if name.strip(".") and name.lower() not in KINDS and not split_of([name])]
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,18 @@ class Tree:
             raise DataError("TWICE", f"the labels belong to {found[0]} and to {found[1]}", where=where, fix=fix)
         return found[0] if found else None
 
-    def match(self, text: str, split: str = "") -> str | None:
+    def match(self, text: str, file: str, split: str = "") -> str | None:
         """The one image whose path ends as `text` does, the longest such ending first; None: there is none, or several.
 
-        Label Studio writes names with the paths of its own store before them, or as the end of an address.
-        split: of several, the one of this split.
+        Label Studio writes names with the paths of its own store before them, or as the end of an address. So folders
+        of the name that the image lacks are passed over, and those of the image that the name lacks; but where both
+        have some, the shorter row of them must be the end of the longer, as berlin/1.jpg is not lyon/1.jpg, and the
+        split must be one. Folders for a kind of file, such as images, tell nothing, nor do those that `file` lies in.
+        file: that names the image. split: of several, the one of this split.
         """
         parts = unquote(text.split("?d=")[-1]).replace("\\", "/").split("/")
         named = self._by_file.get(parts[-1]) or self._by_file.get(text.replace("\\", "/").split("/")[-1], [])
+        named = [name for name in named if _agree(parts[:-1], _folders(name, file))]
         for start in range(len(parts)):
             end = "/" + "/".join(parts[start:])
             found = [name for name in named if f"/{name}".endswith(end)]
@@ -155,6 +165,20 @@ class Tree:
         if name not in self._jsons:
             self._jsons[name] = read_json(self.path(name))
         return self._jsons[name]
+
+
+def _folders(name: str, file: str) -> Sequence[str]:
+    """Folders of an image, below the last one that it shares with the file that names it."""
+    folders, there = PurePosixPath(name).parts[:-1], PurePosixPath(file).parts[:-1]
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(folders, there, strict=False))
+    return folders[sum(1 for _ in shared) :]
+
+
+def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the folders of two names may be those of one image; the rule stands at `Tree.match`."""
+    splits = {split for folders in (one, other) if (split := split_of(reversed(folders)))}
+    pairs = zip(reversed(own_folders(one)), reversed(own_folders(other)), strict=False)
+    return len(splits) < 2 and all(mine.lower() == its.lower() for mine, its in pairs)
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -62,6 +62,9 @@ def write_set(
         raise DataError("OUT", what, where=str(out), why="the next import would find its images again", fix=fix)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("OUT", "the folder is in use", where=str(out), why="nothing is overwritten", fix="name another")
+    if above == Path.cwd():  # it would have to be taken away from under the one who stands in it
+        what, why = "this is the folder that you are in", "the set is made beside its place, which it takes when whole"
+        raise DataError("OUT", what, where=str(out), why=why, fix="name a new folder in it, such as covers")
     _write_anew(out, contents, places, copy, log)
     return [part_of(out / f"{name}.json", content) for name, content in contents.items()], out / LOG
 

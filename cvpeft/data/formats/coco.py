@@ -1,8 +1,9 @@
 """COCO json, one or several: Roboflow's `_annotations.coco.json`, CVAT's COCO 1.0, Label Studio's, VIA's.
 
 The split is that of the json's folder or name. An image is looked for beside its json, in `images` beside it or above,
-and else by the end of its path (Label Studio), where that fits one image only. Ids may start at 0, repeat, or be texts
-of digits; categories are known by their names, so that Roboflow's dummy category and two of one name do no harm.
+and else by the end of its path (Label Studio), where that fits one image only, as `Tree.match` has it. Ids may start at
+0, repeat, or be texts of digits; categories are known by their names, so that Roboflow's dummy category and two of one
+name do no harm.
 CVAT's rotated boxes become the upright boxes around them. An annotation without a box takes that of its polygons.
 """
 
@@ -10,10 +11,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from cvpeft.data.coco_file import Lists, dummy_category, is_id, is_number, read_coco_file, short, stated_size, whole
+from cvpeft.data.coco_file import (
+    Lists,
+    crowd_mark,
+    dummy_category,
+    is_id,
+    is_number,
+    read_coco_file,
+    short,
+    stated_size,
+    whole,
+)
 from cvpeft.data.convert.found import Found, Label, Photo, hull
 from cvpeft.data.convert.tree import Tree, split_of
 from cvpeft.errors import DataError
@@ -118,7 +130,7 @@ class _Json:
         for folder in (here, here / "images", here.parent, here.parent / "images"):
             if str(folder / plain) in self.tree.images_set:
                 return str(folder / plain)
-        matched = self.tree.match(name, self.split)
+        matched = self.tree.match(name, self.file, self.split)
         if matched:
             example = f"{name} is {matched}"
             told = next((c for c in self.found.counts if c.startswith("images were found by the end")), None)
@@ -142,7 +154,7 @@ class _Json:
             what = f"category_id is {short(category)}, but the categories are {_listed(self.names)}"
             photo.faults.append(DataError("CAT", what, where=where))
             return
-        photo.labels.append(self._label(entry, name, where))
+        photo.take(partial(self._label, entry, name, where))
 
     def _label(self, entry: dict[str, Any], name: str, where: str) -> Label:
         box, attributes = entry.get("bbox"), entry.get("attributes")
@@ -150,8 +162,10 @@ class _Json:
             box = hull(points[::2], points[1::2])
             self.found.counts[FROM_POLYGON] += 1
         rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
-        area = entry.get("area")
-        return Label(name, box, where, rotation, bool(entry.get("iscrowd") or 0), area if is_number(area) else None)
+        crowd, area = crowd_mark(entry.get("iscrowd")), entry.get("area")
+        if crowd not in (None, 0, 1):
+            raise DataError("CROWD", f"iscrowd is {short(crowd)}, not 0 or 1", where=where)
+        return Label(name, box, where, rotation, bool(crowd), area if is_number(area) and area > 0 else None)
 
 
 def _fields(entry: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _is_labelme(tree: Tree, name: str) -> bool:
 
 def _image(tree: Tree, file: str, content: dict[str, Any], where: str) -> str:
     stated = str(content.get("imagePath") or "")
-    image = tree.of_labels(file, where) or (tree.match(stated) if stated else None)
+    image = tree.of_labels(file, where) or (tree.match(stated, file) if stated else None)
     if image is None:
         what = f"the labels have no image: neither {PurePosixPath(file).stem} nor {stated[:100]!r} is there"
         raise DataError("MISSING", what, where=where)

@@ -34,13 +34,14 @@ def matches(tree: Tree) -> bool:
 def read(tree: Tree) -> Found:
     found = Found()
     photos: dict[str, Photo] = {}
+    names: dict[str, str] = {}  # of an image, as its first row has it
     for file in filter(lambda name: _is_via(tree, name), tree.ending(".csv")):
         split = split_of([*PurePosixPath(file).parts[:-1], *PurePosixPath(file).stem.split("_")])
         for number, row in enumerate(_rows(tree, file), 2):
             where = f"{tree.root / file}:{number}"
             stated = row["filename"] or ""
             beside = str(PurePosixPath(file).parent / PurePosixPath(stated).name)
-            image = beside if beside in tree.images_set else tree.match(stated, split)
+            image = beside if beside in tree.images_set else tree.match(stated, file, split)
             if image is None:
                 what = f"the image {stated[:100]!r} is not there, or more than one could be meant"
                 found.faults.append(DataError("MISSING", what, where=where))
@@ -48,6 +49,9 @@ def read(tree: Tree) -> Found:
             own = split or split_of(PurePosixPath(image).parts[:-1])
             photo = photos.setdefault(image, Photo(image, split=own))
             photo.stated = photo.stated or _size(tree, image)
+            if names.setdefault(image, stated) != stated:
+                what = f"{names[image]!r} and {stated[:100]!r} would both be {image}"
+                photo.faults.append(DataError("TWICE", what, where=where, fix="give each photo its own name"))
             if (row["region_count"] or "").strip() == "0":
                 continue
             photo.take(partial(_label, row, found, where))

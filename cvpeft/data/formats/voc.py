@@ -78,7 +78,7 @@ def _image(tree: Tree, file: str, root: ET.Element, found: Found) -> str:
             found.counts[STALE] += 1
         return own
     for name in (stated, f"{stated}.jpg") if stated else ():  # with its suffix, and without
-        other = tree.of_labels(str(PurePosixPath(file).with_name(name)), where) or tree.match(name)
+        other = tree.of_labels(str(PurePosixPath(file).with_name(name)), where) or tree.match(name, file)
         if other:
             found.counts[OTHER_NAME] += 1
             return other

@@ -1,10 +1,11 @@
 """YOLO: beside each image, or in `labels` for `images`, a text file with a row `class x y w h` for each object.
 
 x y is the centre; all four are parts of the upright image's sides. Rows of a class and points of a polygon, as
-segmentation and oriented boxes have them, become the boxes around the points. Class names stand in data.yaml, or in
-classes.txt (Label Studio) or obj.names (CVAT, darknet); data.yaml may name the folders or lists of images of each
-split, otherwise folders called train, valid, test do. Roboflow's `../train/images` beside train/ is found. An image
-without a text file shows nothing, as YOLO has it.
+segmentation and oriented boxes have them, become the boxes around the points. Where data.yaml has kpt_shape, rows are
+those of poses: a box, then keypoints, which are left out. Class names stand in data.yaml, or in classes.txt (Label
+Studio) or obj.names (CVAT, darknet); data.yaml may name the folders or lists of images of each split, otherwise folders
+called train, valid, test do. Roboflow's `../train/images` beside train/ is found. An image without a text file shows
+nothing, as YOLO has it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cvpeft.config.reader import Fault, Origin, RefusedError, parse
+from cvpeft.data.coco_file import is_id, short
 from cvpeft.data.convert.found import Found, Label, Photo, hull
 from cvpeft.data.convert.tree import Tree, key, split_of
 from cvpeft.errors import DataError
@@ -26,6 +28,7 @@ __all__ = ["matches", "read"]
 NAMES = ("classes.txt", "obj.names", "predefined_classes.txt")
 NO_LABELS = re.compile(r"(classes|predefined_classes|train|val|valid|test|trainval|notes|readme.*)\.txt", re.IGNORECASE)
 POLYGONS = "polygons are replaced by the upright boxes around them"
+KEYPOINTS = "rows have keypoints, which are left out; their boxes are kept"
 DIGITS = 4  # of a box in pixels; the files hold six of its parts
 
 
@@ -39,6 +42,7 @@ def read(tree: Tree) -> Found:
     file = _yaml(tree)
     settings = _settings(tree, file) if file else {}
     found.classes = _class_names(tree, file, settings)
+    keypoints = _keypoints(settings, str(tree.root / file))
     splits = _splits(tree, file, settings, found) if file else {}
     labels = _label_files(tree)
     for name in tree.images:
@@ -46,7 +50,7 @@ def read(tree: Tree) -> Found:
             found.counts[f"images are in no split of {file}; left out"] += 1
             continue
         split = splits[name] if splits else split_of(PurePosixPath(name).parts[:-1])
-        found.photos.append(_photo(tree, name, split, labels.get(key(name)), found))
+        found.photos.append(_photo(tree, name, split, labels.get(key(name)), keypoints, found))
     for stem, label in labels.items():
         if stem not in tree.by_key:
             fault = DataError("MISSING", "the labels have no image", where=str(tree.root / label))
@@ -100,6 +104,17 @@ def _class_names(tree: Tree, file: str, settings: dict[str, Any]) -> list[str]:
     return [str(name).strip() for name in names]
 
 
+def _keypoints(settings: dict[str, Any], where: str) -> int:
+    """How many numbers follow the box in a row of poses; 0 where data.yaml speaks of none."""
+    shape = settings.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and is_id(shape[0]) and shape[0] > 0 and shape[1] in (2, 3)):
+        fix = "write the count of keypoints and the numbers of each: kpt_shape: [17, 3]"
+        raise DataError("POSE", f"kpt_shape is {short(shape)}", where=where, fix=fix)
+    return int(shape[0] * shape[1])
+
+
 def _splits(tree: Tree, file: str, settings: dict[str, Any], found: Found) -> dict[str, str]:
     """Image -> split, for the images that data.yaml names."""
     splits: dict[str, str] = {}
@@ -131,7 +146,7 @@ def _named(tree: Tree, file: str, base: str, entry: str) -> list[str]:
         place = "/".join([*here, *steps[start:]])
         if place.endswith(".txt") and place in tree.files:
             lines = [line.strip() for line in tree.text(place).splitlines() if line.strip()]
-            return [name for line in lines if (name := tree.match(line))]
+            return [name for line in lines if (name := tree.match(line, file))]
         if start < len(steps) or not steps:
             inside = [n for n in tree.images if n.startswith(f"{place}/" if place else "")]
             if inside:
@@ -156,7 +171,7 @@ def _label_files(tree: Tree) -> dict[str, str]:
     return files
 
 
-def _photo(tree: Tree, name: str, split: str, label: str | None, found: Found) -> Photo:
+def _photo(tree: Tree, name: str, split: str, label: str | None, keypoints: int, found: Found) -> Photo:
     photo = Photo(name, split=split)
     if label is None:
         found.counts["images have no text file, so they show nothing"] += 1
@@ -170,11 +185,11 @@ def _photo(tree: Tree, name: str, split: str, label: str | None, found: Found) -
         photo.faults.append(fault)
         return photo
     for number, line in rows:
-        photo.take(partial(_label, line, size, found, f"{tree.root / label}:{number}"))
+        photo.take(partial(_label, line, size, keypoints, found, f"{tree.root / label}:{number}"))
     return photo
 
 
-def _label(line: str, size: Size, found: Found, where: str) -> Label:
+def _label(line: str, size: Size, keypoints: int, found: Found, where: str) -> Label:
     try:
         first, *values = [float(text) for text in line.split()]
     except ValueError as error:
@@ -184,6 +199,20 @@ def _label(line: str, size: Size, found: Found, where: str) -> Label:
     if first != int(first) or not 0 <= first < len(found.classes):
         what = f"the class is {first:g}, but the names are 0..{len(found.classes) - 1}"
         raise DataError("CLASS", what, where=where, fix="correct the row, or the names in data.yaml")
+    x, y, w, h = _box(values, keypoints, found, where)
+    height, width = size
+    box = [round(v, DIGITS) for v in (x * width, y * height, w * width, h * height)]
+    return Label(found.classes[int(first)], box, where)
+
+
+def _box(values: list[float], keypoints: int, found: Found, where: str) -> list[float]:
+    """x y w h, in parts of the image's sides, of the numbers that follow the class."""
+    if keypoints:
+        if len(values) != 4 + keypoints:
+            what = f"the row has {len(values) + 1} numbers, not a class, x y w h and {keypoints} of keypoints"
+            raise DataError("ROW", what, where=where, fix="correct the row, or kpt_shape in data.yaml")
+        found.counts[KEYPOINTS] += 1
+        values = values[:4]
     if len(values) == 5:
         why, fix = "a sixth number is a detector's score", "labels have five; give the labels that people made"
         raise DataError("ROW", "the row has six numbers", where=where, why=why, fix=fix)
@@ -192,10 +221,6 @@ def _label(line: str, size: Size, found: Found, where: str) -> Label:
         raise DataError("ROW", what, where=where)
     if len(values) > 4:
         found.counts[POLYGONS] += 1
-        x, y, w, h = hull(values[::2], values[1::2])
-    else:
-        cx, cy, w, h = values
-        x, y = cx - w / 2, cy - h / 2
-    height, width = size
-    box = [round(v, DIGITS) for v in (x * width, y * height, w * width, h * height)]
-    return Label(found.classes[int(first)], box, where)
+        return hull(values[::2], values[1::2])
+    x, y, w, h = values
+    return [x - w / 2, y - h / 2, w, h]

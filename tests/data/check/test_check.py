@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from cvpeft.cli import main
-from cvpeft.data.check.finding import Anchors
+from cvpeft.data.check import copies
+from cvpeft.data.check.finding import Anchors, Case
 from cvpeft.data.check.run import Outcome, check, quick_check
 from cvpeft.data.coco import load_coco
 from tests.data.sets import coco, picture, write
@@ -132,6 +134,24 @@ def test_roboflows_flipped_copies_across_splits_are_told_by_name(tmp_path: Path)
     (finding,) = run(splits).findings
     assert finding.code == "W-LEAK"
     assert "copies that Roboflow made of one photo" in finding.text
+
+
+def test_an_image_of_two_groups_is_told_of_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bytes have told of is told again by neither name nor looks; a group that is larger is."""
+    a, b, c, d = (("train", Path(f"{name}.png")) for name in "abcd")
+    for kind, groups in (("_equal", [[a, b]]), ("_named", [[b, c]]), ("_similar", [[a, b], [b, c], [c, d], [a, c]])):
+        monkeypatch.setattr(copies, kind, lambda _, groups=groups: groups)
+    told = [(finding.code, len(finding.images)) for finding in copies.check_copies(Case((), ()))]
+    assert told == [("W-COPY", 2), ("W-RFCOPY", 2), ("W-NEAR", 4)]
+
+
+def test_thousands_of_groups_are_told_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [[("train", Path(f"{group}_{copy}.png")) for copy in range(3)] for group in range(5_000)]
+    for kind, found in (("_equal", []), ("_named", groups), ("_similar", groups)):
+        monkeypatch.setattr(copies, kind, lambda _, found=found: found)
+    start = time.perf_counter()
+    assert [finding.code for finding in copies.check_copies(Case((), ()))] == ["W-RFCOPY"]
+    assert time.perf_counter() - start < 5
 
 
 def test_all_faults_are_told_together(tmp_path: Path) -> None:

@@ -149,6 +149,27 @@ def test_what_cannot_be_known_is_left_and_told(tmp_path: Path, capsys: pytest.Ca
     assert len(content(tmp_path / "fixed.json")["annotations"]) == 6
 
 
+def test_labels_are_never_moved_to_the_photo_of_another_place(tmp_path: Path) -> None:
+    """Berlin's photos were not copied; Lyon's have the same names."""
+    data = coco()
+    for image, name in zip(data["images"], ("berlin/1.png", "lyon/1.png", "lyon/2.png"), strict=True):
+        image["file_name"] = name
+    fixed = fix(write(tmp_path, data, pictures=["lyon/1.png", "lyon/2.png"]))
+    assert not fixed.counts
+    assert content(fixed.file) == data
+    assert "1 of 3 image files are missing: berlin/1.png" in str(fixed.left)
+
+
+@pytest.mark.parametrize("other", ["images/1.png", "store/1.png"])
+def test_an_image_that_another_entry_names_or_may_mean_is_not_matched(tmp_path: Path, other: str) -> None:
+    data = coco(2)
+    for image, name in zip(data["images"], ("upload/1.png", other), strict=True):
+        image["file_name"] = name
+    fixed = fix(write(tmp_path, data, pictures=["images/1.png"]))
+    assert not fixed.counts
+    assert [image["file_name"] for image in content(fixed.file)["images"]] == ["upload/1.png", other]
+
+
 def test_the_new_json_may_stand_above_and_nowhere_else(tmp_path: Path) -> None:
     data = coco()
     data["annotations"][0]["id"] = 0
@@ -162,6 +183,14 @@ def test_the_new_json_may_stand_above_and_nowhere_else(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="the file is there"):
             autofix(file, taken)
     assert json.loads(file.read_text())["annotations"][0]["id"] == 0
+
+
+def test_a_folder_is_no_new_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, coco())
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), Path("images")):
+        with pytest.raises(DataError, match="the file is there"):
+            autofix(file, folder)
 
 
 def test_images_that_cannot_be_read_are_taken_out_when_asked(tmp_path: Path) -> None:

@@ -108,6 +108,22 @@ def test_a_json_above_all_images_names_them_where_they_lie(tmp_path: Path) -> No
         merge_jsons(files, tmp_path / "city0/both.json")
 
 
+def test_a_json_takes_no_copies(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none is copied.*leave out --copy"):
+        merge_jsons(cities(tmp_path, 2), tmp_path / "both.json", copy=True)
+    assert not (tmp_path / "both.json").exists()
+
+
+def test_the_folder_that_one_stands_in_is_no_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = cities(tmp_path / "in", 2)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for here in (Path(), tmp_path / "here"):
+        with pytest.raises(DataError, match="this is the folder that you are in"):
+            merge_jsons(files, here)
+    assert list(Path().iterdir()) == []
+
+
 def test_classes_are_the_union_by_name(tmp_path: Path) -> None:
     one, other = coco(), coco()
     other["categories"][2]["name"] = "circle"

@@ -91,6 +91,26 @@ def test_an_end_that_fits_two_images_is_a_fault(tmp_path: Path) -> None:
     assert "is not there, or more than one could be meant" in refusal(root)
 
 
+def test_a_missing_photo_is_never_the_one_of_another_place(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / "berlin.json", coco({"berlin/1.jpg": [BOX], "2.jpg": []}, NAMES))
+    for name in ("lyon/1.jpg", "2.jpg"):
+        photo(root / name)
+    assert 'the image "berlin/1.jpg" is not there' in refusal(root)
+    run(root, skip=True)
+    assert labels(tmp_path / "out/data.json") == {"2.jpg": []}
+
+
+def test_two_names_that_may_mean_one_photo_are_a_fault(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write(root / "result.json", coco({"upload/1.jpg": [BOX], "store/1.jpg": [], "2.jpg": []}, NAMES))
+    for name in ("images/1.jpg", "2.jpg"):
+        photo(root / name)
+    assert "images/1.jpg has labels in two places" in refusal(root)
+    run(root, skip=True)
+    assert list(labels(tmp_path / "out/data.json")) == ["2.jpg"]
+
+
 def test_of_two_images_of_one_name_the_one_of_the_jsons_split_is_meant(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for split in ("train", "val"):
@@ -108,6 +128,21 @@ def test_names_never_lead_out(tmp_path: Path) -> None:
     for name in ("../secret.jpg", str(tmp_path / "secret.jpg")):
         write(root / "result.json", coco({name: [BOX]}, NAMES))
         assert "secret.jpg" in refusal(root)
+
+
+def test_crowd_marks_may_be_texts_and_an_area_that_is_none_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    marks = ["0", "false", "1", True, None]
+    data = coco({f"{i}.jpg": [BOX] for i in range(len(marks))}, NAMES)
+    for box, mark, area in zip(data["annotations"], marks, (-5, 0, "?", 500, None), strict=True):
+        box.update(iscrowd=mark, area=area)
+    write(root / "x.json", data)
+    for i in range(len(marks)):
+        photo(root / f"{i}.jpg")
+    run(root)
+    made = content(tmp_path / "out/data.json")["annotations"]
+    assert [(box["iscrowd"], box["area"]) for box in made] == [(0, 600), (0, 600), (1, 600), (1, 500), (0, 600)]
+    assert len(labels(tmp_path / "out/data.json")) == len(marks)
 
 
 def test_a_null_category_of_via_is_a_fault_until_it_is_named(tmp_path: Path) -> None:
@@ -155,6 +190,8 @@ def test_fields_of_images_are_kept_and_two_categories_of_one_name_are_one(tmp_pa
         ({"image_id": 9}, "image_id is 9, which no image has"),
         ({"category_id": 9}, "category_id is 9, but the categories are 1 good, 2 broke"),
         ({"bbox": [1, 2, 3]}, "not four numbers"),
+        ({"iscrowd": "yes"}, 'iscrowd is "yes", not 0 or 1'),
+        ({"iscrowd": [1]}, "iscrowd is [1], not 0 or 1"),
         ({"bbox": [90, 10, 50, 20]}, "leaves the image"),
     ],
 )

@@ -57,6 +57,13 @@ def test_shapes_become_boxes(tmp_path: Path) -> None:
     assert "3 polygons, circles and ellipses are replaced by the upright boxes around them" in made.notes
 
 
+def test_two_names_that_may_mean_one_photo_are_a_fault(tmp_path: Path) -> None:
+    root = via(tmp_path / "set", ("berlin/a.jpg", RECT, {"type": "good"}), ("lyon/a.jpg", RECT, {"type": "good"}))
+    photo(root / "a.jpg")
+    with pytest.raises(DataError, match=r"'berlin/a\.jpg' and 'lyon/a\.jpg' would both be a\.jpg"):
+        import_labels(root, tmp_path / "out")
+
+
 def test_regions_without_a_class_can_be_named_together(tmp_path: Path) -> None:
     root = via(tmp_path / "set", ("a.jpg", RECT, {}))
     with pytest.raises(DataError, match=r"the object has no class.*--map =NAME"):

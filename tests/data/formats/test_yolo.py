@@ -56,6 +56,31 @@ def test_polygons_become_boxes(tmp_path: Path) -> None:
     assert "2 polygons are replaced by the upright boxes around them" in made.notes
 
 
+def pose(root: Path, shape: str, *rows: str) -> Path:
+    yaml = f"names: [{', '.join(FIVE)}]\nkpt_shape: {shape}\n"
+    return yolo(root, {f"train/images/{i}.jpg": row for i, row in enumerate(rows)}, yaml)
+
+
+def test_poses_are_boxes_with_keypoints_which_are_left_out(tmp_path: Path) -> None:
+    rows = ["0 0.5 0.5 0.2 0.5 0.1 0.1 2 0.9 0.9 2", "4 0.1 0.25 0.1 0.1 0 0 0 0.9 0.9 1"]
+    made = run(pose(tmp_path / "set", "[2, 3]", *rows))
+    assert [*labels(tmp_path / "out/train.json").values()] == [[box] for box in BOXES]
+    assert made.notes == ["2 rows have keypoints, which are left out; their boxes are kept"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "told"),
+    [
+        ("[2, 3]", "0 0.5 0.5 0.2 0.5", "5 numbers, not a class, x y w h and 6 of keypoints"),
+        ("[2, 2]", "0 0.5 0.5 0.2 0.5 0.1 0.1", "7 numbers, not a class, x y w h and 4 of keypoints"),
+        ("[1, 1]", "0 0.5 0.5 0.2 0.5 0.1", "kpt_shape is [1, 1]"),
+        ("17", "0 0.5 0.5 0.2 0.5 0.1", "kpt_shape is 17"),
+    ],
+)
+def test_poses_of_another_shape_are_refused(tmp_path: Path, shape: str, row: str, told: str) -> None:
+    assert told in refusal(pose(tmp_path / "set", shape, row))
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [

@@ -1,0 +1,35 @@
+"""A name that a labelling tool wrote leads to its image, and never to another place's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cvpeft.data.convert.tree import Tree
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "meant"),
+    [
+        ("..\\..\\label-studio\\upload\\1.png", "images/1.png", True),
+        ("/data/local-files/?d=covers/1.png", "1.png", True),
+        ("1.png", "lyon/1.png", True),
+        ("berlin/1.png", "lyon/1.png", False),
+        ("berlin/images/1.png", "lyon/images/1.png", False),
+        ("berlin/north/1.png", "lyon/north/1.png", False),
+        ("/home/me/berlin/1.png", "images/Berlin/train/1.png", True),
+        ("images/berlin/1.png", "cities/berlin/1.png", True),
+        ("../berlin/1.png", "cities/berlin/1.png", True),
+        ("valid/1.png", "train/1.png", False),
+        ("val2017/1.png", "images/valid/1.png", True),
+    ],
+)
+def test_folders_of_a_name_and_of_its_image_do_not_contradict_each_other(name: str, image: str, meant: bool) -> None:
+    assert Tree(Path(), (image,)).match(name, "labels.json") == (image if meant else None)
+
+
+def test_folders_that_an_image_shares_with_its_labels_tell_nothing() -> None:
+    tree = Tree(Path(), ("covers.v3/images/1.png",))
+    assert tree.match("/content/covers/images/1.png", "covers.v3/train.txt") == "covers.v3/images/1.png"
+    assert tree.match("/content/covers/images/1.png", "train.txt") is None
