@@ -84,6 +84,7 @@ class Lora(Adapter):
         self.change = _change(plain(base), site, rank, "" if qkv == "fused" else qkv)
         if init != "kaiming":
             self._start(plain(base), init)
+            self.undecayed = ("change.A", "change.B")  # the change is zero at A0 and B0, not at zero
         if b_lr_ratio != 1:
             self.lr_factors = {"change.B": b_lr_ratio}
 
