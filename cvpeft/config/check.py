@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -102,6 +102,8 @@ def _method(place: str, entry: Node, signatures: Mapping[str, inspect.Signature]
         )
     types = types | {"targets": tuple[str, ...]}
     values = {key: _setting(f"{place}.{key}", key, node, types, faults) for key, node in body.value.items()}
+    if signatures is not None and values.get("patterns"):
+        values["patterns"] = _patterns(f"{place}.patterns", body.value["patterns"], types, faults)
     return Method(name=name, targets=values.pop("targets", None) or (), settings=values)
 
 
@@ -112,6 +114,18 @@ def _setting(place: str, key: str, node: Node, types: Mapping[str, Any], faults:
     adapter = TypeAdapter(types[key], config=ConfigDict(strict=True, allow_inf_nan=False))
     node = widened(node, types[key])
     return _valid(adapter.validate_json, node.plain(), node, types[key], place, faults)
+
+
+def _patterns(place: str, node: Node, types: Mapping[str, Any], faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    """What differs where a pattern matches: the method's settings again, but where it stands and what differs there."""
+    known = {key: kind for key, kind in types.items() if key not in ("patterns", "targets")}
+    return {
+        pattern: {
+            key: _setting(f"{place}.{pattern}.{key}", key, value, known, faults)
+            for key, value in cast(dict[str, Node], special.value).items()
+        }
+        for pattern, special in cast(dict[str, Node], node.value).items()
+    }
 
 
 def _types(signature: inspect.Signature) -> dict[str, Any]:

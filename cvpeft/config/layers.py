@@ -2,7 +2,8 @@
 
 Mappings are merged key by key, everything else is replaced. A layer that sets peft.mode to full or frozen and names no
 methods also clears the methods below it: comparing the modes of one config is what such a layer is for, and a mode
-without adapters takes no methods.
+without adapters takes no methods. Such a layer, and one that sets methods anew, also clears the folder peft.from below
+it unless it names one: the folder holds values of the methods below.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def override(tree: Node, text: str, faults: list[Fault]) -> Node:
         return tree
     try:
         sound(text, origin)
-        return _layered(tree, _branch(tree, _by_index(tree, keys, origin), parse(value, origin, faults)))
+        layer = _branch(tree, _by_index(tree, keys, origin), parse(value, origin, faults))
+        changes_a_method = keys[:2] == ["peft", "methods"] and len(keys) > 2
+        return merge(tree, layer) if changes_a_method else _layered(tree, layer)
     except RefusedError as error:
         faults.append(error.fault)
         return tree
@@ -84,9 +87,12 @@ def _parent(named: Node, seen: list[str]) -> Path:
 
 def _layered(below: Node, above: Node) -> Node:
     peft = above.child("peft")
-    mode = peft and peft.child("mode")
-    if peft and mode and mode.value in PLAIN_MODES and not peft.child("methods"):
+    mode, methods = peft and peft.child("mode"), peft and peft.child("methods")
+    is_plain = mode is not None and mode.value in PLAIN_MODES
+    if is_plain and not methods:
         below = _without(below, "peft", "methods")
+    if (is_plain or methods) and not (peft and peft.child("from")):
+        below = _without(below, "peft", "from")
     return merge(below, above)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from cvpeft.config.check import checked, widened
 from cvpeft.config.layers import override, stack
@@ -55,11 +57,24 @@ def dump(settings: Settings) -> str:
     plain = settings.model_dump(mode="json", by_alias=True)
     plain["peft"]["methods"] = [_entry(method) for method in settings.peft.methods]
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # their hint knows the default, None, only
     yaml.width = 120
     text = io.StringIO()
     yaml.dump(plain, text)
     return text.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Quotes what is more than a plain word: bare, `? x` and a NEL within a text are read back as something else."""
+
+
+def _quoted(representer: _Representer, text: str) -> ScalarNode:
+    is_plain = re.fullmatch(r"[\w./-]+", text, re.ASCII)
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Representer.add_representer(str, _quoted)
 
 
 def _settled(settings: Settings, tree: Node, path: Path) -> Settings:

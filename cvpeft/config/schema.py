@@ -24,6 +24,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what every generator takes
 Size = tuple[PositiveInt, PositiveInt]
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 
 class Section(BaseModel):
@@ -110,6 +111,13 @@ class Backbone(Section):
     neck_width: PositiveInt = Field(128, description="channels of every pyramid level")
     drop_path: Fraction = Field(0.0, description="stochastic depth; full fine-tuning only, frozen blocks never drop")
 
+    @field_validator("global_blocks")
+    @classmethod
+    def _stand_among_windows(cls, blocks: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        if blocks and info.data.get("window") == 0:
+            raise ValueError("no blocks, as backbone.window is 0 and all of them are global")
+        return blocks
+
 
 class Method(Section):
     """One entry of peft.methods: `- lora` or `- lora: {rank: 8}`."""
@@ -156,7 +164,7 @@ class Detector(Section):
     anchor_sizes: tuple[PositiveFloat, ...] = Field(
         (), description="anchor side in input pixels, one for each pyramid level, finest first; empty: 4 x the stride"
     )
-    aspect_ratios: tuple[PositiveFloat, ...] = Field((0.5, 1.0, 2.0), description="height / width of the anchors")
+    aspect_ratios: tuple[PositiveFloat, ...] = Field(ASPECT_RATIOS, description="height / width of the anchors")
     head_width: PositiveInt = Field(256, description="width of the box head (Faster R-CNN)")
     rois_per_image: PositiveInt = Field(128, description="proposals sampled per image in training (Faster R-CNN)")
     proposals: PositiveInt = Field(500, description="proposals kept after the RPN (Faster R-CNN)")
@@ -173,9 +181,11 @@ class Detector(Section):
 
     @field_validator("aspect_ratios")
     @classmethod
-    def _are_there(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+    def _are_there(cls, ratios: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         if not ratios:
             raise ValueError("at least one ratio")
+        if ratios != ASPECT_RATIOS and info.data.get("head") == "fcos":
+            raise ValueError(f"{list(ASPECT_RATIOS)}, which means nothing set, as the head fcos has no anchors")
         return ratios
 
 
@@ -258,6 +268,13 @@ class Settings(Section):
     train: Train = Train()
     eval: Eval = Eval()
     export: Export = Export()
+
+    @field_validator("train")
+    @classmethod
+    def _can_stop_early(cls, train: Train, info: ValidationInfo) -> Train:
+        if train.early_stop and "data" in info.data and not info.data["data"].val:
+            raise ValueError("early_stop 0, as data.val is empty and nothing is evaluated that could stop the run")
+        return train
 
     @field_validator("peft")
     @classmethod

@@ -55,7 +55,7 @@ class Adapter(nn.Module):
     accepts: types of module that it can stand in for.
     identity_at_init: whether a fresh Adapter computes exactly what its base computes.
     method: name in configs and keys; the name of the file, unless the class sets its own.
-    undecayed: names of its own tensors that weight decay must leave alone, because zero is no neutral value for them.
+    undecayed: own tensors, dotted below the Adapter, that weight decay must leave alone: zero is not neutral for them.
     lr_factors: name of an own tensor, dotted below the Adapter -> what its learning rate is multiplied by.
 
     `.base` is never written. No attribute of it is exposed: a model that reads `.weight` would go past the method.
@@ -65,7 +65,7 @@ class Adapter(nn.Module):
     accepts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     identity_at_init: ClassVar[bool] = True
     method: ClassVar[str] = ""
-    undecayed: ClassVar[tuple[str, ...]] = ()
+    undecayed: tuple[str, ...] = ()
     lr_factors: Mapping[str, float] = {}
 
     base: nn.Module

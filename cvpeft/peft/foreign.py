@@ -119,8 +119,9 @@ def _forms(model: nn.Module) -> tuple[dict[str, Foreign], Foreign]:
     if not found:
         raise AdapterError("FOREIGN", "the model holds no method", fix="export a run of mode adapters")
     forms = {path: adapter.to_hf() for path, adapter in found.items()}
-    if unknown := sorted({found[path].method for path, form in forms.items() if form is None}):
-        what = f"HF peft has no such method as {', '.join(unknown)} stand here"
+    if unknown := [f"{found[path].method} at {path}" for path, form in forms.items() if form is None]:
+        rest = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        what = f"HF peft has no such method as {unknown[0]}{rest}"
         raise AdapterError("FOREIGN", what, fix="export to ONNX, or merged weights")
     known = {path: form for path, form in forms.items() if form is not None}
     first = next(iter(known.values()))

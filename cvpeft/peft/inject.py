@@ -131,13 +131,16 @@ def _expanded(specs: Iterable[MethodSpec], registry: Mapping[str, Method]) -> li
         _check_settings(method, spec.name, spec.settings)
         if adapter := adapter_class(method):
             flat.append((adapter, spec))
+        elif spec.targets:
+            what = f"{spec.name} takes no targets: it is a list of methods, each of which has its own places"
+            raise AdapterError("TARGET", what, fix="leave targets out, or list these methods themselves")
         else:
             flat += _expanded(cast(Expand, method)(**spec.settings), registry)
     return flat
 
 
-def _check_settings(method: Method, name: str, settings: Iterable[str]) -> None:
-    known = _signature(method).parameters
+def _check_settings(method: Method, name: str, settings: Iterable[str], *, within_patterns: bool = False) -> None:
+    known = [key for key in _signature(method).parameters if not (within_patterns and key == "patterns")]
     for key in settings:
         if key not in known:
             raise AdapterError("SETTING", f"{name} has no setting '{key}'{_near(key, known)}", fix=_list(known))
@@ -195,7 +198,7 @@ def _by_settings(
     patterns: Mapping[str, Mapping[str, Any]] = spec.settings.get("patterns") or {}
     for pattern, special in patterns.items():
         _check_matched(spec.name, pattern, sites)
-        _check_settings(method, spec.name, special)
+        _check_settings(method, spec.name, special, within_patterns=True)
     groups: list[tuple[dict[str, Any], list[Site]]] = []
     for site in sites:
         settings = dict(common)

@@ -73,15 +73,14 @@ def remembered(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def undecayed(model: nn.Module) -> frozenset[str]:
+def undecayed(model: nn.Module) -> set[str]:
     """Canonical keys of the owned tensors that their Adapters want weight decay to leave alone."""
-    return frozenset(
+    return owned(model).keys() & {
         f"{place.prefix}.{name}"
         for place in walk(model)
         if isinstance(place.module, Adapter)
-        for name, _ in tensors(place.module)
-        if name in place.module.undecayed
-    )
+        for name in place.module.undecayed
+    }
 
 
 def lr_factors(model: nn.Module) -> dict[str, float]:

@@ -17,7 +17,16 @@ from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, plain
 from cvpeft.types import Site
 
-__all__ = ["WeightChange", "apply_weight", "check_plain", "check_rank", "drawn", "folded", "matrix_shape"]
+__all__ = [
+    "WeightChange",
+    "apply_weight",
+    "check_plain",
+    "check_rank",
+    "drawn",
+    "folded",
+    "is_depthwise",
+    "matrix_shape",
+]
 
 
 class WeightChange(Adapter):
@@ -51,13 +60,13 @@ def check_plain(method: str, base: nn.Module, site: Site) -> None:
     if type(module).forward not in {nn.Linear.forward, nn.Conv2d.forward}:
         what = f"{method} cannot take {site.path}, a {type(module).__name__} with a forward of its own"
         raise AdapterError(method.upper(), what)
-    if isinstance(module, nn.Conv2d) and module.groups > 1 and not _is_depthwise(module):
+    if isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module):
         what = f"{method} cannot take {site.path}, a Conv2d in {module.groups} groups"
         raise AdapterError(method.upper(), what, fix="choose dense or depthwise convolutions")
 
 
-def _is_depthwise(module: nn.Conv2d) -> bool:
-    return module.groups == module.in_channels == module.out_channels
+def is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def check_rank(method: str, rank: int, alpha: float | None = None) -> None:

@@ -10,8 +10,11 @@ from cvpeft.config import schema
 __all__ = ["model_card"]
 
 
-def model_card(meta: Mapping[str, Any], settings: schema.Settings) -> str:
-    """Markdown from the content of adapter_config.json; figures stand there only if they were measured."""
+def model_card(meta: Mapping[str, Any], settings: schema.Settings, epochs: int) -> str:
+    """Markdown from the content of adapter_config.json; figures stand there only if they were measured.
+
+    epochs: after which the adapter was taken, of those in the settings.
+    """
     base, methods = meta["base"], meta["methods"]
     how = ", ".join(f"{m['name']} {m['settings'] or ''}".strip() for m in methods) or f"mode {meta['mode']}"
     lines = [
@@ -23,7 +26,7 @@ def model_card(meta: Mapping[str, Any], settings: schema.Settings) -> str:
         f"- Base weights: {base['weights']}, sha256 of its frozen tensors {base['sha256'][:16]}",
         f"- Input: {' x '.join(map(str, meta['preprocessing']['size']))} pixels (height x width), letterboxed",
         f"- Training data: {', '.join(f.name for f in settings.data.train)}, sha256 {meta['data'][:16]}",
-        f"- Seed {settings.run.seed}, {settings.train.epochs} epochs, cvpeft {meta['cvpeft']}",
+        f"- Seed {settings.run.seed}, {epochs} of {settings.train.epochs} epochs, cvpeft {meta['cvpeft']}",
         "",
     ]
     if val := meta.get("val"):

@@ -115,6 +115,8 @@ def _set_aside(folder: Path) -> None:
 
 def _read(folder: Path) -> State:
     manifest = json.loads((folder / MANIFEST).read_text())
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{MANIFEST} is no object")
     if sorted(manifest) != sorted(f.name for f in folder.iterdir() if f.name != MANIFEST):
         raise ValueError(f"{MANIFEST} names other files")
     for name, digest in manifest.items():

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from cvpeft.config import schema
 from cvpeft.config.load import dump, load
 from cvpeft.detector.device import pick_device, pick_precision
@@ -17,7 +19,7 @@ from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import TEMP, write_whole
 from cvpeft.train.log import environment
 
-__all__ = ["data_digest", "is_finished", "open_run", "same_run"]
+__all__ = ["data_digest", "is_finished", "open_run", "same_run", "write_environment"]
 
 LOCK = ".lock"
 RESULTS = ("last", "last-1", "best", "adapter")  # what took time to make
@@ -36,10 +38,16 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
         _check(folder, settings)
         if _text(folder / RESOLVED) != text:
             device = pick_device(settings.train.device)
-            env = environment(device, pick_precision(settings.train.precision, device))
-            write_whole(folder / "env.json", json.dumps(env, indent=1))
+            write_environment(folder, device, pick_precision(settings.train.precision, device))
             write_whole(folder / RESOLVED, text)
         yield folder
+
+
+def write_environment(folder: Path, device: torch.device, precision: str) -> None:
+    """env.json of the run folder, where it does not say the same already."""
+    text = json.dumps(environment(device, precision), indent=1)
+    if _text(folder / "env.json") != text:
+        write_whole(folder / "env.json", text)
 
 
 @contextmanager
@@ -68,7 +76,7 @@ def _check(folder: Path, settings: schema.Settings) -> None:
         if any(f.name not in (LOCK, "env.json") and f.suffix != TEMP for f in folder.iterdir()):
             raise ConfigError("RUN", "the folder holds something that is no run", where=str(folder), fix=other)
         return
-    if not same_run(folder / RESOLVED, settings) and any((folder / name).exists() for name in RESULTS):
+    if not _may_go_on(folder / RESOLVED, settings) and any((folder / name).exists() for name in RESULTS):
         raise ConfigError(
             "RUN",
             "the folder holds a run of another config",
@@ -91,6 +99,16 @@ def same_run(resolved: Path, settings: schema.Settings) -> bool:
         return _essence(load(resolved)) == _essence(settings)
     except ConfigError:  # damaged, or of a version with other settings
         return False
+
+
+def _may_go_on(resolved: Path, settings: schema.Settings) -> bool:
+    """Whether it is the same run but for device and number type: the state holds what auto came to."""
+    try:
+        train = load(resolved).train
+    except ConfigError:
+        return same_run(resolved, settings)
+    as_before = {"device": train.device, "precision": train.precision}
+    return same_run(resolved, settings.model_copy(update={"train": settings.train.model_copy(update=as_before)}))
 
 
 def _essence(s: schema.Settings) -> schema.Settings:

@@ -35,7 +35,7 @@ from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
 from cvpeft.train.checkpoint import copy_folder
-from cvpeft.train.folder import data_digest, open_run
+from cvpeft.train.folder import data_digest, open_run, write_environment
 from cvpeft.train.log import RunLog, log_to, peak_memory
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine
 from cvpeft.train.trainer import Trainer, resume, save
@@ -103,6 +103,7 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     trainer = Trainer(settings, folder, splits, model, meta, device, precision, holds_low, optimizer, average)
     torch.manual_seed(settings.run.seed)
     resume(trainer)
+    write_environment(folder, device, precision)
     return trainer
 
 
@@ -279,12 +280,13 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
         result = report(val.ground_truth(), found, val.classes, alarm_threshold=s.eval.alarm_threshold)
         stats = result["coco"]
         value = stats["AP"] or 0.0
-        p.stale = 0 if value > p.best else p.stale + 1
+        if stats["AP"] is not None:  # without a box to find nothing was measured
+            p.stale = 0 if value > p.best else p.stale + 1
         if value > p.best or p.best == 0:  # while nothing is found, what was trained longer is better
             p.best = value
             thresholds = {name: row["threshold"] for name, row in result["per_class"].items()}
             meta = {**t.meta, "val": {**stats, "epoch": p.epoch + 1, "precision": precision}, "thresholds": thresholds}
-            save_adapter(t.folder / "best", t.model, meta, model_card(meta, s))
+            save_adapter(t.folder / "best", t.model, meta, model_card(meta, s, p.epoch + 1))
             _write_figures(t.folder / "eval" / "val", result, found)
     _record(t, run_log, {"epoch": p.epoch + 1, **{f"val_{k}": stats[k] for k in ("AP", "AP50", "AP75", "AR100")}})
     log.info("epoch %d: val AP %.4f AP50 %.4f", p.epoch + 1, value, stats["AP50"] or 0.0)
@@ -307,7 +309,7 @@ def _finish(t: Trainer) -> None:
     """The best state becomes the adapter folder; without val it is the last moving average."""
     if t.splits.val is None:
         with t.ema.swapped_in(owned(t.model)):
-            save_adapter(t.folder / "best", t.model, t.meta, model_card(t.meta, t.settings))
+            save_adapter(t.folder / "best", t.model, t.meta, model_card(t.meta, t.settings, t.progress.epoch))
     copy_folder(t.folder / "best", t.folder / "adapter")
     t.progress.finished = True
     save(t)

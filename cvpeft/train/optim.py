@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ def param_groups(
     part_of: Callable[[str], str],
     lr: Mapping[str, float],
     weight_decay: float,
-    undecayed: frozenset[str] = frozenset(),
+    undecayed: Set[str] = frozenset(),
     lr_factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Groups for AdamW, one for each part, kind of decay and factor of the rate, in the order of the parameters.

@@ -92,12 +92,21 @@ def save(t: Trainer) -> None:
     }
     if memory := remembered(t.model):
         tensors["methods"] = memory
-    values = {"progress": asdict(t.progress), "ema_steps": t.ema.steps, "data": t.meta["data"], "base": t.meta["base"]}
+    values = {
+        "progress": asdict(t.progress), "ema_steps": t.ema.steps, "data": t.meta["data"], "base": t.meta["base"],
+        **_numbers(t),
+    }  # fmt: skip
     save_state(t.folder / "last", State(tensors, values))
 
 
+def _numbers(t: Trainer) -> dict[str, str]:
+    """What `auto` in the settings of the same names came to."""
+    return {"device": t.device.type, "precision": t.precision}
+
+
 def resume(t: Trainer) -> None:
-    """Take up the run's own state, if there is one; CheckpointError where it belongs to other data or weights."""
+    """Take up the run's own state, if there is one; CheckpointError where it belongs to other data or weights,
+    or to another device or number type."""
     found = load_state(t.folder / "last")
     if found is None:
         require_space(t.folder, COPIES * sum(p.nbytes for p in owned(t.model).values()))
@@ -115,6 +124,11 @@ def _check_same(t: Trainer, state: State) -> None:
     for key, what in (("data", "the json files of the data"), ("base", "the base weights")):
         if state.values.get(key) != t.meta[key]:
             raise _refusal(t, f"{what} are not those that the run began with")
+    for key, now in _numbers(t).items():
+        if (then := state.values.get(key, now)) != now:
+            raise _refusal(
+                t, f"the run began with train.{key} {then} and is now at {now}", f"set train.{key}={then}, or "
+            )
 
 
 def _take_up(t: Trainer, state: State) -> None:
@@ -142,6 +156,6 @@ def _check_keys(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
         raise ValueError(f"{len(differing)} tensors differ, first {', '.join(differing[:5])}")
 
 
-def _refusal(t: Trainer, what: str) -> CheckpointError:
-    why, fix = "the result would be of neither", "start again under another run.name"
+def _refusal(t: Trainer, what: str, remedy: str = "") -> CheckpointError:
+    why, fix = "the result would be of neither", f"{remedy}start again under another run.name"
     return CheckpointError("RESUME", what, where=str(t.folder), why=why, fix=fix)

@@ -153,3 +153,19 @@ def test_method_that_stands_twice_needs_its_index(write):
     path = write("peft: {methods: [lora, lora]}")
     assert "more than once in peft.methods" in _refused(path, "peft.methods.lora.rank=3")
     assert load(path, ["peft.methods.1.lora.rank=3"]).peft.methods[1].settings == {"rank": 3}
+
+
+@pytest.mark.parametrize("change", ["peft.mode=full", "peft.mode=frozen", "peft.methods=[lora]"])
+def test_a_folder_to_start_from_does_not_outlive_its_methods(write, change):
+    path = write("peft: {from: hf}")
+    assert load(path, [change]).peft.from_ is None
+    key, value = change.removeprefix("peft.").split("=")
+    above = write(f"extends: x.yaml\npeft: {{{key}: {value}}}", "y.yaml")
+    assert load(above).peft.from_ is None
+
+
+def test_a_folder_that_is_named_with_its_methods_stays(write, folder):
+    path = write("peft: {from: hf, methods: [lora: {rank: 2}]}")
+    assert load(path, ["peft.methods.lora.rank=4"]).peft.from_ == folder / "hf"
+    above = write("extends: x.yaml\npeft: {from: other, methods: [lora]}", "y.yaml")
+    assert load(above).peft.from_ == folder / "other"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cvpeft.config import Settings, dump, load
-from cvpeft.config.schema import Method
+from cvpeft.config.schema import Method, Peft
 from cvpeft.errors import ConfigError
+from cvpeft.peft.inject import signatures
 
 from .conftest import GOOD
 
@@ -171,6 +174,47 @@ peft:
     assert wrong[2].endswith("peft.methods.1.pattern.ranks is {'fc1': 0.5}, expected a mapping of keys")
 
 
+@pytest.mark.parametrize(
+    ("special", "what"),
+    [
+        ("{rank: '8'}", "patterns.attn.qkv.rank is '8', expected a whole number"),
+        ("{rank: 8.5}", "patterns.attn.qkv.rank is 8.5, expected a whole number"),
+        ("{preset: huge}", "patterns.attn.qkv.preset is 'huge', expected one of default, large, small, ultra_small"),
+        ("{scaling: foo}", "patterns.attn.qkv.scaling is 'foo', expected one of rank, rank_stabilized"),
+        ("{qkv: vvv}", "patterns.attn.qkv.qkv is 'vvv', expected one of fused, q, k, v"),
+        ("{rnk: 3}", "unknown key 'peft.methods.0.lora.patterns.attn.qkv.rnk' (did you mean"),
+        ("{patterns: {}}", "unknown key 'peft.methods.0.lora.patterns.attn.qkv.patterns'"),
+        ("{targets: [a]}", "unknown key 'peft.methods.0.lora.patterns.attn.qkv.targets'"),
+    ],
+)
+def test_settings_of_a_pattern_are_checked_like_the_others(write, special, what):
+    text = "peft:\n  methods:\n    - lora:\n        patterns:\n          attn.qkv: "
+    [line] = _faults(write(text + special), methods=signatures())
+    assert line.startswith("E-CONFIG x.yaml:5 - ")
+    assert what in line
+    [method] = load(write(text + "{alpha: 3}"), methods=signatures()).peft.methods
+    assert repr(method.settings) == "{'patterns': {'attn.qkv': {'alpha': 3.0}}}"
+
+
+def test_settings_that_could_do_nothing_are_refused(write):
+    for text, what in (
+        ("train: {early_stop: 2}", "early_stop 0, as data.val is empty"),
+        (
+            "backbone: {global_blocks: [3]}",
+            "backbone.global_blocks is [3], expected no blocks, as backbone.window is 0",
+        ),
+        ("detector: {head: fcos, aspect_ratios: [1]}", "detector.aspect_ratios is [1], expected [0.5, 1.0, 2.0]"),
+    ):
+        [line] = _faults(write(LORA + text))
+        assert line.startswith("E-CONFIG x.yaml:2 - ")
+        assert what in line
+    good = (
+        "data: {val: v.json}\ntrain: {early_stop: 2}\nbackbone: {window: 2, global_blocks: [3]}\ndetector: {head: fcos}"
+    )
+    found = load(write(LORA + good))
+    assert load(write(dump(found))) == found
+
+
 def test_without_signatures_methods_are_taken_as_they_stand(write):
     [method] = load(write("peft: {methods: [{any: {thing: [1, off]}}]}")).peft.methods
     assert method == Method(name="any", settings={"thing": [1, "off"]})
@@ -183,7 +227,30 @@ def test_dump_reads_back_equal_from_another_place(write, methods, monkeypatch):
     assert load(copy, methods=methods) == settings
 
 
-ODD = ["off", "5e-3", "12:30", "null", " a: b #c", "é道路", "<<", "=", "2020-01-01", "-", "a\nb\t", "x" * 300]
+ODD = [
+    "? unknown",
+    "x\x85y",
+    "\u2028",
+    "? ",
+    "%a",
+    "`",
+    "- a",
+    "'",
+    '"',
+    "\\",
+    "off",
+    "5e-3",
+    "12:30",
+    "null",
+    " a: b #c",
+    "é道路",
+    "<<",
+    "=",
+    "2020-01-01",
+    "-",
+    "a\nb\t",
+    "x" * 300,
+]
 
 
 @pytest.mark.parametrize("text", ODD)
@@ -191,6 +258,21 @@ def test_dump_keeps_odd_texts(write, text):
     settings = load(write(LORA))
     odd = settings.model_copy(update={"data": settings.data.model_copy(update={"classes": (text,)})})
     assert load(write(dump(odd))) == odd
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.text(st.characters(codec="utf-8")) | st.sampled_from(ODD), max_size=3))
+def test_what_is_dumped_is_read_back(tmp_path_factory, texts):
+    found = Settings.model_validate({"data": {"augment": tuple({text: {text: text}} for text in texts)}})
+    found = found.model_copy(update={"peft": Peft(mode="full")})
+    file = tmp_path_factory.mktemp("dump") / "x.yaml"
+    try:
+        file.write_text(dump(found), encoding="utf-8", newline="")
+        again = load(file)
+    except ConfigError:  # characters that no config may hold
+        assert not all(text.isprintable() for text in texts)
+    else:
+        assert again.data.augment == found.data.augment
 
 
 def test_dump_of_a_file_named_by_a_detour_reads_back_equal(write, folder):

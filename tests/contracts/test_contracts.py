@@ -12,10 +12,11 @@ from torch import nn
 
 from cvpeft.backbone.sites import sites
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import adapters, walk
-from cvpeft.peft.inject import freeze, inject, methods, probe
+from cvpeft.peft.adapter import Dense, adapters, walk
+from cvpeft.peft.inject import MethodSpec, freeze, inject, methods, probe
 from cvpeft.peft.merge import merge, unmergeable
-from cvpeft.peft.state import disabled, fingerprint, load_owned, owned, save_owned
+from cvpeft.peft.state import disabled, fingerprint, load_owned, lr_factors, owned, save_owned, undecayed
+from cvpeft.train.optim import param_groups
 
 from .cases import (
     FAMILIES,
@@ -111,6 +112,25 @@ def test_the_base_is_never_written(variant: str, family: str) -> None:
         features(net, images(family)).square().mean().backward()
         optimizer.step()
     assert fingerprint(net) == before
+
+
+@every
+def test_without_a_gradient_weight_decay_moves_nothing(variant: str, family: str) -> None:
+    """Left out are copies of pretrained weights, which are pulled to zero as in full fine-tuning."""
+    net, x = adapted(variant, family), images(family)
+    if any(isinstance(adapter, Dense) for stack in adapters(net).values() for adapter in stack):
+        return
+    with torch.no_grad():
+        before = features(net, x)
+    mine = {key: tensor for key, tensor in owned(net).items() if isinstance(tensor, nn.Parameter)}
+    groups = param_groups(mine, lambda _: "adapter", {"adapter": 0.1}, 0.5, undecayed(net), lr_factors(net))
+    optimizer = torch.optim.AdamW(groups)
+    for tensor in mine.values():
+        tensor.grad = torch.zeros_like(tensor)
+    for _ in range(3):
+        optimizer.step()
+    with torch.no_grad():
+        assert torch.allclose(features(net, x), before, atol=1e-6)
 
 
 @every
@@ -256,6 +276,23 @@ def test_a_list_of_methods_is_one_model() -> None:
             assert torch.equal(features(net, x), before)
         with disabled(net, only=lambda adapter: adapter.method == "vpt"):
             assert torch.equal(features(net, x), before)  # lora and adapter are identities so far
+
+
+@pytest.mark.parametrize("other", ["bitfit", "partial", "ssf", "repadapter"])
+@pytest.mark.parametrize("family", ["deit", "swin"])
+@pytest.mark.parametrize("prefix_first", [False, True])
+def test_prefixes_beside_what_changes_proj_fold_in_part(other: str, family: str, prefix_first: bool) -> None:
+    specs = [MethodSpec(other, ("attn.proj",)), MethodSpec("prefix")]
+    torch.manual_seed(0)
+    net, x = base(family), images(family)
+    inject(net, sites(net), specs[::-1] if prefix_first else specs)
+    freeze(net)
+    with torch.no_grad():
+        for tensor in owned(net).values():
+            tensor.add_(torch.randn_like(tensor), alpha=0.2)
+        partly = merge(net, partly=True)
+        assert {a.method for stack in adapters(partly).values() for a in stack} == {"prefix"}
+        assert torch.allclose(features(partly, x), features(net, x), atol=1e-5)
 
 
 def test_families_are_what_they_say() -> None:

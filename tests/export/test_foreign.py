@@ -97,6 +97,26 @@ def test_a_depthwise_change_has_no_counterpart() -> None:
         to_hf(adapted("lora-conv", "convnext"))
 
 
+@pytest.mark.parametrize("name", ["lora", "dora", "loha", "lokr", "vera", "ia3", "adalora"])
+@pytest.mark.parametrize("role", ["conv_dw", "downsample", "mlp.fc1", "mlp.fc2"])
+def test_what_is_written_at_a_convolution_is_loaded_or_else_refused(name: str, role: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = base("convnext_conv"), images("convnext_conv")
+    inject(net, sites(net), [MethodSpec(name, (role,), {} if name == "ia3" else {"rank": 2})])
+    freeze(net)
+    with torch.no_grad():
+        for tensor in owned(net).values():
+            tensor.add_(torch.randn_like(tensor), alpha=0.2)
+    if name == "vera" or (role == "conv_dw" and name in ("lora", "dora", "adalora")):
+        with pytest.raises(AdapterError, match=f"no such method as {name} at stages") as refusal:
+            to_hf(net)
+        assert "\n" not in str(refusal.value)
+        return
+    with torch.no_grad():
+        theirs = taken_up(net, base("convnext_conv"), tmp_path).eval()
+        assert torch.allclose(features(theirs, x), features(net, x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_run_is_written_as_a_folder(tmp_path: Path) -> None:
     ellipses(tmp_path, 4)
     train(settings(tmp_path))

@@ -162,3 +162,27 @@ def test_make_dense_refuses_parameters_outside_of_leaves() -> None:
 def test_methods_are_classes_of_their_own_file() -> None:
     assert {Gain.method, Shared.method} == {"gain", "shared"}
     assert all(method.method == name for name, method in methods().items() if isinstance(method, type))
+
+
+def test_targets_of_a_list_of_methods_are_refused() -> None:
+    net = model()
+    registry = {**REGISTRY, "both": lambda: [MethodSpec("gain")]}
+    with pytest.raises(AdapterError, match="both takes no targets") as refusal:
+        inject(net, sites(), [MethodSpec("both", ("0.fc1",))], registry=registry)
+    assert "\n" not in str(refusal.value)
+    assert adapters(net) == {}
+
+
+def test_patterns_hold_no_patterns() -> None:
+    spec = MethodSpec("gain", settings={"patterns": {"fc1": {"patterns": {}}}})
+    with pytest.raises(AdapterError, match="gain has no setting 'patterns'"):
+        inject(model(), sites(), [spec], registry=REGISTRY)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "loha", "lokr", "vera", "fact", "adalora", "tcurlora", "lora_qkv"])
+def test_a_rank_below_one_is_refused_by_every_method(name: str) -> None:
+    net = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(4, 12)})})
+    path = "attn" if name == "lora_qkv" else "attn.qkv"
+    spec = MethodSpec(name, (path,), {"rank": -1})
+    with pytest.raises(AdapterError, match="rank -1"):
+        inject(net, [Site(path, path, "BNC")], [spec])

@@ -248,3 +248,13 @@ def test_the_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
     restore_optimizer(after, found[0].tensors["optimizer"])
     steps(second, after, 3, 2)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[]", '"a"', '{"state.json": 3, "model.safetensors": 1}'])
+def test_a_manifest_that_is_no_list_of_files_falls_back(tmp_path: Path, text: str) -> None:
+    for number in (1.0, 2.0):
+        save_state(tmp_path / "last", state(number))
+    (tmp_path / "last" / checkpoint.MANIFEST).write_text(text)
+    found = load_state(tmp_path / "last")
+    assert found
+    assert found[1].name == "last-1"

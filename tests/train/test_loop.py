@@ -165,13 +165,22 @@ def test_early_stop_ends_the_run_and_leaves_it_finished(data: Path, monkeypatch:
     monkeypatch.setattr(loop, "report", worse)
     run = loop.train(settings(data, train={"epochs": 9, "early_stop": 2}))
     assert records(run)[-1]["epoch"] == 3  # the first is better than nothing, then two that are not
+    assert ", 3 of 9 epochs, cvpeft" in (run / "adapter/README.md").read_text()
     with pytest.raises(ConfigError, match="finished"):
         loop.train(settings(data, train={"epochs": 9, "early_stop": 2}))
+
+
+def test_evaluations_without_a_box_to_find_stop_nothing(tmp_path: Path) -> None:
+    ellipses(tmp_path, 2)
+    ellipses(tmp_path, 1, name="val", negatives=1)
+    run = loop.train(settings(tmp_path, train={"epochs": 3, "early_stop": 1}))
+    assert records(run)[-1]["epoch"] == 3
 
 
 def test_without_val_the_last_average_is_the_adapter(tmp_path: Path) -> None:
     ellipses(tmp_path, 4)
     run = loop.train(settings(tmp_path))
+    assert ", 2 of 2 epochs, cvpeft" in (run / "adapter/README.md").read_text()
     found = load_state(run / "last")
     assert found
     adapter = load_file(run / "adapter/adapter_model.safetensors")

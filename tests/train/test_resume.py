@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cvpeft.config import schema
+from cvpeft.config.load import load
+from cvpeft.detector import device
 from cvpeft.errors import CheckpointError, ConfigError
 from cvpeft.train import checkpoint, loop
 from cvpeft.train.folder import is_finished
@@ -289,6 +291,35 @@ def test_other_base_weights_are_refused(data: Path, monkeypatch: pytest.MonkeyPa
     tensors["stages.0.blocks.0.mlp.fc1.weight"][0] += 1
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match="the base weights are not those that the run began with"):
+        loop.train(s)
+
+
+def test_another_number_type_is_refused_and_can_be_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = settings(data, train={"save_every": 1, "precision": "auto"})
+    fast = [False]
+    monkeypatch.setattr(device, "has_fast_bf16", lambda _: fast[0])
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(loop.Interrupted):
+            loop.train(auto)
+    fast[0] = True
+    with pytest.raises(CheckpointError, match=r"began with train\.precision fp32 and is now at bf16") as caught:
+        loop.train(auto)
+    assert "set train.precision=fp32, or start again under another run.name" in str(caught.value)
+    run = loop.train(settings(data, train={"save_every": 1, "precision": "fp32"}))
+    assert json.loads((run / "env.json").read_text())["precision"] == "fp32"
+    assert load(run / "config.resolved.yaml").train.precision == "fp32"
+
+
+def test_another_device_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = stopped(data, monkeypatch)
+    found = checkpoint.load_state(data / "runs/tiny/last")
+    assert found
+    state = found[0]
+    checkpoint.save_state(data / "runs/tiny/last", checkpoint.State(state.tensors, {**state.values, "device": "cuda"}))
+    with pytest.raises(
+        CheckpointError, match=r"began with train.device cuda and is now at cpu\..*set train.device=cuda"
+    ):
         loop.train(s)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Foreign, plain
-from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, is_depthwise, matrix_shape
 from cvpeft.types import Site
 
 __all__ = ["AdaLora"]
@@ -34,7 +34,8 @@ class AdaLora(WeightChange):
 
     rank: R, at the start. target: triplets left in the end, on average over all places; empty: two thirds of R.
     alpha: the change is scaled by alpha / rank; empty: 2 rank. warmup, settle: parts of all steps at the beginning and
-    the end in which no triplet is cut. every: steps between two cuts. smoothing: of both moving averages.
+    the end in which no triplet is cut. every: steps between two cuts. Places that differ in these three have budgets of
+    their own. smoothing: of both moving averages.
     orthogonality: factor of the penalty, the mean of |P'P - 1| and |QQ' - 1| over all places.
     """
 
@@ -81,7 +82,9 @@ class AdaLora(WeightChange):
         matrix = self.P @ (self.scale * self.values[:, None] * self.Q)  # (O, I k k)
         return matrix.view_as(plain(self.base).get_parameter("weight"))
 
-    def to_hf(self) -> Foreign:
+    def to_hf(self) -> Foreign | None:
+        if is_depthwise(plain(self.base)):
+            return None
         tensors = {"lora_A": self.Q, "lora_B": self.P, "lora_E": self.values[:, None]}
         rank = len(self.values)
         settings = {"init_r": rank, "target_r": self.target, "total_step": 1}
@@ -93,11 +96,21 @@ class AdaLora(WeightChange):
     def penalty(cls, adapters: Sequence[Self]) -> Tensor | None:
         grams = [gram for a in adapters for gram in (a.P.T @ a.P, a.Q @ a.Q.T)]  # (R, R)
         strays = [torch.linalg.matrix_norm(g - torch.eye(len(g), device=g.device)) for g in grams]
-        return adapters[0].orthogonality * torch.stack(strays).mean()
+        factors = [a.orthogonality for a in adapters for _ in range(2)]
+        return torch.stack([factor * stray for factor, stray in zip(factors, strays, strict=True)]).mean()
 
     @classmethod
     @torch.no_grad()
     def after_step(cls, adapters: Sequence[Self], step: int, total: int) -> None:
+        groups: dict[tuple[float, float, int], list[Self]] = {}
+        for adapter in adapters:
+            groups.setdefault((adapter.warmup, adapter.settle, adapter.every), []).append(adapter)
+        for same in groups.values():
+            cls._step_together(same, step, total)
+
+    @classmethod
+    def _step_together(cls, adapters: Sequence[Self], step: int, total: int) -> None:
+        """Under one schedule, and so one budget."""
         first = adapters[0]
         begin, last = round(first.warmup * total), total - max(1, round(first.settle * total))
         if step < last:

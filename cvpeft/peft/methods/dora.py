@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, Foreign
-from cvpeft.peft.weight_change import apply_weight, check_plain, check_rank, drawn, matrix_shape
+from cvpeft.peft.weight_change import apply_weight, check_plain, check_rank, drawn, is_depthwise, matrix_shape
 from cvpeft.types import Site
 
 __all__ = ["Dora"]
@@ -51,7 +51,9 @@ class Dora(Adapter):
             return y
         return y + (bias[:, None, None] if isinstance(base, nn.Conv2d) else bias).to(y.dtype)
 
-    def to_hf(self) -> Foreign:
+    def to_hf(self) -> Foreign | None:
+        if is_depthwise(self.base):
+            return None
         A, B, row = self.A, self.B, self.magnitude
         if isinstance(self.base, nn.Conv2d):
             A, B = A.view(len(A), *self.base.weight.shape[1:]), B[:, :, None, None]  # type: ignore[assignment]

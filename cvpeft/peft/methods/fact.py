@@ -31,7 +31,6 @@ class FacT(WeightChange):
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 16, scale: float = 1.0
     ) -> None:
         super().__init__(base, site)
-        check_rank(self.method, rank)
         rows, columns = matrix_shape(base)
         width = _width(base)
         if rows % width or columns % width:
@@ -61,5 +60,6 @@ class _Pair(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int) -> None:
         super().__init__()
+        check_rank(FacT.method, rank)
         width = _width(base)
         self.U, self.V = drawn(base, width, rank), drawn(base, rank, width, zero=True)

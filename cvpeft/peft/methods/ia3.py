@@ -47,17 +47,17 @@ class Ia3(Adapter):
         return y * along_channels(scale, y, module, self.site.layout)
 
     def to_hf(self) -> Foreign:
-        scale = self._whole()
+        vector = self._whole()[None]
         if isinstance(plain(self.base), nn.Conv2d):
-            return Foreign("IA3", {"ia3_l": scale[None, :, None, None]}, lists=self._lists())
-        return Foreign("IA3", {"ia3_l": scale[None] if self.scales_inputs else scale[:, None]}, lists=self._lists())
+            vector = vector[..., None, None]
+        elif not self.scales_inputs:
+            vector = vector.T
+        listed = ("feedforward_modules",)  # HF peft wants it empty rather than left out
+        return Foreign("IA3", {"ia3_l": vector}, {listed[0]: []}, lists=listed if self.scales_inputs else ())
 
     @classmethod
     def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
         return {"queries": True} if stored.kind == "IA3" else None
-
-    def _lists(self) -> tuple[str, ...]:
-        return ("feedforward_modules",) if self.scales_inputs else ()
 
     def merged(self) -> nn.Module:
         scale = self._whole().detach()

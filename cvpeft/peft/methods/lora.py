@@ -84,6 +84,7 @@ class Lora(Adapter):
         self.change = _change(plain(base), site, rank, "" if qkv == "fused" else qkv)
         if init != "kaiming":
             self._start(plain(base), init)
+            self.undecayed = ("change.A", "change.B")  # the change is zero at A0 and B0, not at zero
         if b_lr_ratio != 1:
             self.lr_factors = {"change.B": b_lr_ratio}
 
@@ -141,9 +142,10 @@ class Lora(Adapter):
         A, B = self.change.A, self.change.B
         rank = B.shape[-1]
         root = values[:, :rank].sqrt()
+        rest = rank - root.shape[-1]  # of a rank beyond the weight's shorter side nothing is left over: zeros
         return {
-            "change.A": (root[..., None] * v[:, :rank]).reshape(A.shape),
-            "change.B": (u[..., :rank] * root[:, None]).view(B.shape),
+            "change.A": F.pad(root[..., None] * v[:, :rank], (0, 0, 0, rest)).reshape(A.shape),
+            "change.B": F.pad(u[..., :rank] * root[:, None], (0, rest)).view(B.shape),
         }
 
     def _scale(self) -> float | Tensor:

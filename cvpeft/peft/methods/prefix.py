@@ -56,10 +56,8 @@ class Prefix(Adapter):
         gate = self.gate.tanh()[:, None, None]  # (M, 1, 1)
         seen = scores.softmax(-1) @ (gate * self.values).to(x.dtype)  # (B, M, N, D)
         seen = self.dropout(seen.transpose(1, 2).flatten(2))  # (B, N, M D)
-        # proj is linear: what it makes of a sum is the sum of what it makes, its bias once.
-        change = attention.proj(seen)
-        bias = plain(attention.proj).bias
-        return y + (change if bias is None else change - bias.to(change.dtype))
+        # proj is affine, with an Adapter on it too: what it makes of nothing is in y already.
+        return y + (attention.proj(seen) - attention.proj(torch.zeros_like(seen[:1, :1])))
 
 
 def _check(attention: nn.Module, site: Site) -> None:

@@ -31,7 +31,6 @@ class Vera(WeightChange):
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 64, start: float = 0.1
     ) -> None:
         super().__init__(base, site)
-        check_rank(self.method, rank)
         self.rows, self.columns = matrix_shape(base)
         self.pair = pair or _Pair(base, rank, [(self.rows, self.columns)])
         self.b = drawn(base, self.rows, zero=True)
@@ -43,7 +42,9 @@ class Vera(WeightChange):
         pair = _Pair(places[0][0], settings.get("rank", 64), shapes)
         return [cls(base, site, pair, **settings) for base, site in places]
 
-    def to_hf(self) -> Foreign:
+    def to_hf(self) -> Foreign | None:
+        if isinstance(plain(self.base), nn.Conv2d):
+            return None
         tensors = {"vera_lambda_b": self.b, "vera_lambda_d": self.d}
         shared = {f"base_model.vera_{name}": self.pair.get_buffer(name) for name in ("A", "B")}
         return Foreign("VERA", tensors, {"save_projection": True}, len(self.d), shared=shared)
@@ -63,6 +64,7 @@ class _Pair(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int, shapes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
+        check_rank(Vera.method, rank)
         rows, columns = (max(sizes) for sizes in zip(*shapes, strict=True))
         self.register_buffer("A", drawn(base, rank, columns).detach())
         self.register_buffer("B", drawn(base, rows, rank).detach())

@@ -123,3 +123,21 @@ def test_what_training_remembers_is_no_part_of_the_adapter() -> None:
 def test_settings_that_choose_nothing_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         AdaLora(nn.Linear(4, 4), PLACES[0], **settings)  # type: ignore[arg-type]
+
+
+def test_places_under_other_settings_follow_them() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    special = {"one": {"orthogonality": 0.0}, "three": {"warmup": 0.5}}
+    inject(net, PLACES, [MethodSpec("adalora", settings={**SETTINGS, "patterns": special})])
+    one, two, three = ours = by_class(net)[AdaLora]
+    strays = [AdaLora.penalty([adapter]) for adapter in ours]
+    assert strays[0] == 0
+    assert torch.isclose(AdaLora.penalty(ours), sum(strays) / 3)
+    for adapter in ours:
+        for parameter in (adapter.P, adapter.Q, adapter.values):
+            parameter.grad = torch.randn_like(parameter)
+    for step in range(15):
+        AdaLora.after_step(ours, step, STEPS)
+    assert three.kept.all()  # its warm-up lasts 15 steps
+    assert not (one.kept.all() and two.kept.all())

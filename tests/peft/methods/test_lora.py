@@ -127,3 +127,11 @@ class Strange(nn.Linear):
 def test_what_lora_cannot_take(base: nn.Module, settings: dict[str, object], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         Lora(base, CONV, **settings)  # type: ignore[arg-type]
+
+
+def test_a_rank_beyond_the_shorter_side_is_mixed_too() -> None:
+    adapter = Lora(nn.Conv2d(4, 4, 3, groups=4), Site("a", "conv_dw", "NCHW"), rank=12)
+    state = {"change.A": torch.randn(12, 9), "change.B": torch.randn(4, 12)}
+    mixed = adapter.mixed([state, state], [0.5, 0.5])
+    assert {key: t.shape for key, t in mixed.items()} == {key: t.shape for key, t in state.items()}
+    assert torch.allclose(mixed["change.B"] @ mixed["change.A"], state["change.B"] @ state["change.A"], atol=1e-5)
