@@ -173,16 +173,20 @@ def test_a_disk_that_fills_up_leaves_the_old_pair(quick, quick_file, tmp_path, m
     old = {"model.onnx": "old model", "parity.json": "old parity"}
     for name, text in old.items():
         write_whole(folder / name, text)
-    for place in ("..model.onnx", ".parity.json", ".model.onnx"):  # in the order in which they come to be whole
+    for place in range(3):  # the exported model, its proof, the model once more: in the order in which they come to be
+        seen: list[str] = []
 
-        def full(handle, place=place):
-            if f"export/{place}" in os.readlink(f"/proc/self/fd/{handle}"):
+        def full(handle, place=place, seen=seen):
+            name = os.readlink(f"/proc/self/fd/{handle}")
+            seen += [name] if f"{folder}/" in name else []
+            if len(seen) > place:
                 raise OSError(errno.ENOSPC, "No space left on device")
             fsync(handle)
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(ResourceError, match=r"E-DISK .*No space left on device"):
             export_verified(quick, quick, folder, list(scenes(3)[0]), classes=CLASSES)
+        assert len(set(seen)) == place + 1
         assert {p.name: p.read_text() for p in folder.iterdir()} == old
 
 
