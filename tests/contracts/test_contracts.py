@@ -34,8 +34,6 @@ from .cases import (
 every = pytest.mark.parametrize(("variant", "family"), TAKEN)
 ONE = {variant: (variant, family) for variant, family in TAKEN}
 once = pytest.mark.parametrize(("variant", "family"), ONE.values())
-    ("variant", "family"), {variant: (variant, family) for variant, family in TAKEN}.values()
-)
 
 
 def method_of(variant: str) -> str:
