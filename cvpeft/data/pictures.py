@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cvpeft.data.coco import CocoData, ImageRecord
 from cvpeft.errors import DataError
 from cvpeft.files import refuse_existing, write_whole
-from cvpeft.runtime.draw import draw
+from cvpeft.runtime.draw import JPEG_SIDE, draw
 from cvpeft.runtime.image import decode, resize
 
 __all__ = ["contact_sheet", "jpeg", "labelled", "write_sheet"]
@@ -20,7 +20,6 @@ __all__ = ["contact_sheet", "jpeg", "labelled", "write_sheet"]
 TILE = 320  # px, longer side of a picture on a sheet
 CAPTION, GAP = 18, 8  # px
 STEP = TILE + GAP, TILE + CAPTION + GAP  # px from one picture to the next, across and down
-LONGEST = 65_500  # px, side of a JPEG as libjpeg writes it
 GROUND, INK = (24, 27, 32), (225, 228, 232)
 
 
@@ -62,16 +61,16 @@ def _sheet_size(images: int, columns: int) -> tuple[int, int]:
 
 def _refuse_long(images: int, columns: int, target: Path) -> None:
     width, height = _sheet_size(images, columns)
-    if max(width, height) <= LONGEST:
+    if max(width, height) <= JPEG_SIDE:
         return
     what = f"{images} images in {columns} columns are {width} x {height} px"
-    if height > LONGEST:
-        least = -(-images // ((LONGEST - GAP) // STEP[1]))
-        fits = _sheet_size(images, least)[0] <= LONGEST
+    if height > JPEG_SIDE:
+        least = -(-images // ((JPEG_SIDE - GAP) // STEP[1]))
+        fits = _sheet_size(images, least)[0] <= JPEG_SIDE
         fix = f"raise --columns to {least} or more" if fits else "lower --images"
     else:
         fix = "lower --columns"
-    raise DataError("SHEET", what, where=str(target), why=f"a JPEG's sides end at {LONGEST:,} px", fix=fix)
+    raise DataError("SHEET", what, where=str(target), why=f"a JPEG's sides end at {JPEG_SIDE:,} px", fix=fix)
 
 
 def write_sheet(target: Path, data: CocoData, *, images: int = 24, seed: int | None = None, columns: int = 4) -> int:

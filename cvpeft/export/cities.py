@@ -60,7 +60,8 @@ def export_cities(base: Path, cities: Sequence[Path], *, overrides: Sequence[str
         _check_fits(file, loaded, bank.model, tensors)
     else:
         _write_base(file, loaded, bank.model, tensors)
-    return [file, *(_write_city(file, bank, city, overrides) for city in cities)]
+    said = Detector(file).metadata
+    return [file, *(_write_city(file, said, bank, city, overrides) for city in cities)]
 
 
 def switch_ms(base: Path, adapters: Sequence[Path]) -> float:
@@ -113,11 +114,11 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {key: list(tensor.shape) for key, tensor in tensors.items()}
 
 
-def _write_city(file: Path, bank: AdapterBank, city: Path, overrides: Sequence[str]) -> Path:
-    """The adapter and its json, both or none."""
+def _write_city(file: Path, said: Mapping[str, Any], bank: AdapterBank, city: Path, overrides: Sequence[str]) -> Path:
+    """The adapter and its json, both or none. said: metadata of the base file."""
     loaded = load_run(city, overrides)
     bank.use(str(city))
-    name, said = name_of(city), Detector(file).metadata
+    name = name_of(city)
     target = file.parent / "cities" / f"{name}.onnx_adapter"
     images = verification_inputs(loaded, loaded.settings.export.verify_images)
     with replacing(target, "the adapter") as part, replacing(target.with_suffix(".json"), "the adapter") as note:

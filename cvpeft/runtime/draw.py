@@ -9,7 +9,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["colour", "draw", "frame"]
+__all__ = ["JPEG_SIDE", "colour", "draw", "frame"]
+
+JPEG_SIDE = 65_500  # px, the longest side of a JPEG as libjpeg writes it
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -13,7 +13,7 @@ import numpy as np
 
 from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.files import replacing
-from cvpeft.runtime.draw import draw
+from cvpeft.runtime.draw import JPEG_SIDE, draw
 from cvpeft.runtime.image import decode
 from cvpeft.runtime.onnx_detector import Detections, Detector, Loaded
 from cvpeft.runtime.onnx_detector import Image as Source
@@ -25,9 +25,6 @@ from cvpeft.runtime.tiles import Canvas
 from cvpeft.runtime.video import Frame, frames
 
 __all__ = ["DetectionRun", "Model", "search", "search_onnx", "tell"]
-
-
-JPEG_SIDE = 65_500  # pixels; a JPEG has no longer side
 
 
 class Model(Protocol):

@@ -181,10 +181,16 @@ def _matches(root: Path, lost: Collection[str], there: Iterable[str], file: str)
 
 
 def _is_there(root: Path, name: str) -> bool:
+    path = _path_of(root, name)
+    return path is not None and is_file(path)
+
+
+def _path_of(root: Path, name: object) -> Path | None:
+    """Where an image lies, there or not; None: its name is none, or leads out of the folder."""
     try:
-        return is_file(find_image(root, name, str(root))[0])
+        return find_image(root, name, str(root))[0]
     except DataError:
-        return False
+        return None
 
 
 def _join_images(work: _Work) -> None:
@@ -239,7 +245,11 @@ def _settle_sizes(work: _Work) -> None:
 def _drop_unreadable(work: _Work, *, progress: bool) -> None:
     """Take out what cannot be decoded; the log keeps each entry and each box, with the reason."""
     root, images = work.file.parent.resolve(), work.lists["images"]
-    paths = {number: path for number, entry in enumerate(images) if (path := _path_of(root, entry))}
+    paths = {
+        number: path
+        for number, entry in enumerate(images)
+        if isinstance(entry, dict) and (path := _path_of(root, entry.get("file_name")))
+    }
     pixels = decode_all(list(paths.values()), progress=progress)
     broken = {number: str(fault) for number, path in paths.items() if (fault := pixels[path].fault)}
     if fault := too_many_unreadable(len(broken), len(images), str(work.file)):
@@ -256,14 +266,6 @@ def _drop_unreadable(work: _Work, *, progress: bool) -> None:
         else:
             kept.append(entry)
     work.lists["annotations"] = kept
-
-
-def _path_of(root: Path, entry: object) -> Path | None:
-    """Where an image lies, there or not; None: its name is none, or leads out of the folder."""
-    try:
-        return find_image(root, entry.get("file_name"), str(root))[0] if isinstance(entry, dict) else None
-    except DataError:
-        return None
 
 
 def _boxes(work: _Work) -> dict[int, list[list[float]]]:
