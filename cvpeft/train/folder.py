@@ -13,13 +13,12 @@ import torch
 
 from cvpeft.config import schema
 from cvpeft.config.load import dump, load
-from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import TEMP, write_whole
 from cvpeft.train.log import environment
 
-__all__ = ["data_digest", "is_finished", "open_run", "same_run", "write_environment"]
+__all__ = ["data_digest", "is_finished", "open_run", "record", "same_run"]
 
 LOCK = ".lock"
 RESULTS = ("last", "last-1", "best", "adapter")  # what took time to make
@@ -29,25 +28,27 @@ RESULTS = ("last", "last-1", "best", "adapter")  # what took time to make
 def open_run(settings: schema.Settings) -> Iterator[Path]:
     """The run folder for these settings, locked while the block runs.
 
-    A new one gets the resolved config and the environment before anything else. An unfinished one of the same settings
-    is given as it is (what does not touch the result may differ, such as data.workers), and one that never came to a
-    first state is begun anew. ConfigError: it holds another run, a finished one, or something else.
+    A new one gets the resolved config before anything else, and so does one that never came to a first state, which is
+    begun anew. An unfinished one of the same settings is given as it is (what does not touch the result may differ,
+    such as data.workers) until `record`. ConfigError: it holds another run, a finished one, or something else.
     """
-    folder, text = run_folder(settings), dump(settings)
+    folder = run_folder(settings)
     with _locked(folder):
         _check(folder, settings)
-        if _text(folder / RESOLVED) != text:
-            device = pick_device(settings.train.device)
-            write_environment(folder, device, pick_precision(settings.train.precision, device))
-            write_whole(folder / RESOLVED, text)
+        if not _has_results(folder) and _text(folder / RESOLVED) != dump(settings):
+            write_whole(folder / RESOLVED, dump(settings))
         yield folder
 
 
-def write_environment(folder: Path, device: torch.device, precision: str) -> None:
-    """env.json of the run folder, where it does not say the same already."""
-    text = json.dumps(environment(device, precision), indent=1)
-    if _text(folder / "env.json") != text:
-        write_whole(folder / "env.json", text)
+def record(settings: schema.Settings, folder: Path, device: torch.device, precision: str) -> None:
+    """config.resolved.yaml and env.json, where they do not say this already.
+
+    For the moment before the first step: a run that is refused until then leaves both as they were.
+    """
+    said = {"env.json": json.dumps(environment(device, precision), indent=1), RESOLVED: dump(settings)}
+    for name, text in said.items():
+        if _text(folder / name) != text:
+            write_whole(folder / name, text)
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def _check(folder: Path, settings: schema.Settings) -> None:
         if any(f.name not in (LOCK, "env.json") and f.suffix != TEMP for f in folder.iterdir()):
             raise ConfigError("RUN", "the folder holds something that is no run", where=str(folder), fix=other)
         return
-    if not _may_go_on(folder / RESOLVED, settings) and any((folder / name).exists() for name in RESULTS):
+    if _has_results(folder) and not _may_go_on(folder / RESOLVED, settings):
         raise ConfigError(
             "RUN",
             "the folder holds a run of another config",
@@ -86,6 +87,10 @@ def _check(folder: Path, settings: schema.Settings) -> None:
         )
     if is_finished(folder):
         raise ConfigError("RUN", "this run is finished", where=str(folder), why="it would be overwritten", fix=other)
+
+
+def _has_results(folder: Path) -> bool:
+    return any((folder / name).exists() for name in RESULTS)
 
 
 def same_run(resolved: Path, settings: schema.Settings) -> bool:

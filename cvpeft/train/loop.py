@@ -35,7 +35,7 @@ from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
 from cvpeft.train.checkpoint import copy_folder
-from cvpeft.train.folder import data_digest, open_run, write_environment
+from cvpeft.train.folder import data_digest, open_run, record
 from cvpeft.train.log import RunLog, log_to, peak_memory
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine
 from cvpeft.train.trainer import Trainer, resume, save
@@ -103,7 +103,7 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     trainer = Trainer(settings, folder, splits, model, meta, device, precision, holds_low, optimizer, average)
     torch.manual_seed(settings.run.seed)
     resume(trainer)
-    write_environment(folder, device, precision)
+    record(settings, folder, device, precision)
     return trainer
 
 

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cvpeft.config.load import load
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.peft.inject import signatures
-from cvpeft.train.folder import data_digest, is_finished, open_run
+from cvpeft.train.folder import data_digest, is_finished, open_run, record
 from tests.helpers import ellipses, settings
 
 
@@ -20,6 +21,7 @@ def test_the_resolved_config_reads_back_as_the_same_settings(tmp_path: Path) -> 
     with open_run(s) as folder:
         assert folder == tmp_path / "runs" / "tiny"
         assert load(folder / "config.resolved.yaml", methods=signatures()) == s
+        record(s, folder, torch.device("cpu"), "fp32")
         assert json.loads((folder / "env.json").read_text())["versions"]["timm"]
 
 
@@ -49,6 +51,8 @@ def test_what_does_not_touch_the_result_may_change_while_a_run_goes_on(tmp_path:
         (folder / "last").mkdir()
     other = settings(tmp_path, data={"workers": 3}, train={"save_every": 7, "tensorboard": True})
     with open_run(other) as folder:
+        assert load(folder / "config.resolved.yaml", methods=signatures()) == settings(tmp_path)
+        record(other, folder, torch.device("cpu"), "fp32")
         assert load(folder / "config.resolved.yaml", methods=signatures()) == other
     (folder / "config.resolved.yaml").write_text("run: [")
     with pytest.raises(ConfigError, match="another config"), open_run(other):

@@ -303,10 +303,13 @@ def test_another_number_type_is_refused_and_can_be_named(data: Path, monkeypatch
         with pytest.raises(loop.Interrupted):
             loop.train(auto)
     fast[0] = True
+    run = data / "runs" / "tiny"
+    before = [(run / name).read_bytes() for name in ("config.resolved.yaml", "env.json")]
     with pytest.raises(CheckpointError, match=r"began with train\.precision fp32 and is now at bf16") as caught:
         loop.train(auto)
     assert "set train.precision=fp32, or start again under another run.name" in str(caught.value)
-    run = loop.train(settings(data, train={"save_every": 1, "precision": "fp32"}))
+    assert [(run / name).read_bytes() for name in ("config.resolved.yaml", "env.json")] == before
+    assert loop.train(settings(data, train={"save_every": 1, "precision": "fp32"})) == run
     assert json.loads((run / "env.json").read_text())["precision"] == "fp32"
     assert load(run / "config.resolved.yaml").train.precision == "fp32"
 

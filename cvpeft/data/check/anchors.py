@@ -10,7 +10,7 @@ from cvpeft.data.check.finding import Anchors, Case, Finding, Split, warning
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import fit
 
-__all__ = ["best_overlap", "check_anchors", "input_sides"]
+__all__ = ["best_overlap", "check_anchors", "input_sides", "shapes"]
 
 REACHED = 0.5  # IoU of an anchor on the same centre from which a box trains well
 MANY = 0.1  # part of the boxes that is worth a word
@@ -40,11 +40,16 @@ def input_sides(case: Case, split: Split, size: tuple[int, int]) -> np.ndarray:
     return boxes[:, 2:] * scale[owner, None]
 
 
+def shapes(anchors: Anchors) -> np.ndarray:
+    """(A, 2) width and height of every anchor in input pixels; ratios (height / width) keep an anchor's area."""
+    root = np.sqrt(np.array(anchors.ratios))
+    sides = np.array(anchors.sides)[:, None]
+    return np.stack([(sides / root).ravel(), (sides * root).ravel()], 1)
+
+
 def best_overlap(sides: np.ndarray, anchors: Anchors) -> np.ndarray:
-    """(N, 2) -> (N,) IoU with the best anchor on the same centre; ratios keep an anchor's area."""
-    root = np.sqrt(np.array(anchors.ratios))  # height / width
-    widths = (np.array(anchors.sides)[:, None] / root).ravel()  # (A,)
-    heights = (np.array(anchors.sides)[:, None] * root).ravel()
-    shared = np.minimum(sides[:, :1], widths) * np.minimum(sides[:, 1:], heights)  # (N, A)
-    union = sides.prod(1)[:, None] + widths * heights - shared
+    """(N, 2) -> (N,) IoU with the best anchor on the same centre."""
+    own = shapes(anchors)
+    shared = np.minimum(sides[:, None], own).prod(2)  # (N, A)
+    union = sides.prod(1)[:, None] + own.prod(1) - shared
     return (shared / union).max(1) if len(sides) else np.zeros(0)
