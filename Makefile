@@ -29,7 +29,7 @@ lint: venv
 
 # One process for each core, and one thread in each: the models of the tests are too small for more.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Proofs that take minutes, and need the folder `shared` beside the checkout for the real photographs.
 proof: venv

@@ -12,6 +12,14 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+LONG = ("tests/export", "tests/study", "tests/train")  # folders whose files take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: where processes share the files, none ends alone with a long one."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 def _present(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"needs {path.name}, which lies in the folder `shared` beside the checkout and is not there")

@@ -25,7 +25,7 @@ from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.study.job import cities_job
 from cvpeft.train.loop import train
 from cvpeft.types import Prediction
-from tests.helpers import ellipses, settings
+from tests.helpers import QUICK, ellipses, settings
 
 SLOW = 20  # how many times slower a busy machine of the tests may be
 
@@ -39,9 +39,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / city).mkdir()
         ellipses(folder / city, 6, seed=seed)
         method = schema.Method(name="lora", settings={"rank": 3 if city == "oslo" else 2})
-        body = {"name": "vit_tiny_patch16_224", "weights": "none", "neck_width": 16}
+        body = {"name": "test_vit", "weights": "none", "neck_width": 16}
         rates = schema.LearningRates(adapter=2e-2, neck=3e-3, head=3e-3)
-        sections = {"run": {"name": city}, "peft": {"methods": (method,)}, "backbone": body}
+        sections = {"run": {"name": city}, "peft": {"methods": (method,)}, "backbone": body, "detector": QUICK}
         made = settings(folder / city, **sections, train={"epochs": 6, "lr": rates}, export={"verify_images": 6})
         found[city] = train(made)
     return found
@@ -212,7 +212,7 @@ def test_an_adapter_of_before_fits_by_its_classes(exported: list[Path], tmp_path
 def test_an_adapter_of_another_rank_is_refused(exported: list[Path], tmp_path: Path) -> None:
     content = AdapterFormat.read_adapter(str(exported[2])).get_parameters()
     values = {key: np.array(value.numpy()) for key, value in content.items()}
-    values[next(key for key in values if key.endswith("lora.change.A"))] = np.zeros((3, 192), np.float32)
+    values[next(key for key in values if key.endswith("lora.change.A"))] = np.zeros((3, 64), np.float32)
     changed = damaged(tmp_path, exported)
     made = AdapterFormat()
     made.set_parameters({key: OrtValue.ortvalue_from_numpy(value) for key, value in values.items()})
