@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cvpeft.data.check.run import check
 from cvpeft.data.coco import load_coco
 from cvpeft.data.render import render_dataset
-from cvpeft.train.log import peak_memory
+from cvpeft.train.memory import process_peak
 
 __all__ = ["benchmark_data"]
 
@@ -118,4 +117,4 @@ def _seconds(work: Callable[[], object]) -> float:
 def _peak() -> str:
     """Of this process, and of the largest of those that it has started."""
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return f"{peak_memory(torch.device('cpu')):.0f} MiB here, {child:.0f} MiB in the largest process beside"
+    return f"{process_peak():.0f} MiB here, {child:.0f} MiB in the largest process beside"

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import platform
-import resource
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import torch
 from cvpeft.detector.device import processor
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import write_whole
+from cvpeft.train.memory import process_peak
 
 __all__ = ["RunLog", "environment", "log_to", "peak_memory"]
 
@@ -116,15 +116,10 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in MiB: of the GPU, or on a CPU of the whole process since it started."""
+    """Peak memory in MiB: of the GPU, or on a CPU that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss is inherited there: a small child of a large process would show the parent's
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return process_peak()
 
 
 def log_to(file: Path) -> logging.Handler:

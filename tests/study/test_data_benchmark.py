@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,9 @@ def test_it_prints_ratios_and_removes_its_files(
     assert "load_coco" in told
     assert told.count(" x") >= 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_that_of_the_check_and_not_of_torch() -> None:
+    """Torch alone takes half a GiB, which the command that is measured never loads."""
+    code = "import sys, cvpeft.study.data_benchmark; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
