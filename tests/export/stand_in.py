@@ -99,7 +99,7 @@ def stand_in(head: str, seed: int = 0) -> nn.Module:
 
 
 def on_small_backbone(family: str) -> nn.Module:
-    """An FCOS, which exports fastest, on three levels of a small backbone of the family."""
+    """An FCOS on three levels of a small backbone of the family."""
     trunk, model = body(family), stand_in("fcos")
     model.backbone = BackboneWithNeck(trunk, build_pyramid(trunk.channels, 32, levels=3), 32)
     model.transform.size = trunk.size
