@@ -32,11 +32,11 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
     begun anew. An unfinished one of the same settings is given as it is (what does not touch the result may differ,
     such as data.workers) until `record`. ConfigError: it holds another run, a finished one, or something else.
     """
-    folder = run_folder(settings)
+    folder, text = run_folder(settings), dump(settings)
     with _locked(folder):
         _check(folder, settings)
-        if not _has_results(folder) and _text(folder / RESOLVED) != dump(settings):
-            write_whole(folder / RESOLVED, dump(settings))
+        if not _has_results(folder) and _text(folder / RESOLVED) != text:
+            write_whole(folder / RESOLVED, text)
         yield folder
 
 

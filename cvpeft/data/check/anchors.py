@@ -50,6 +50,6 @@ def shapes(anchors: Anchors) -> np.ndarray:
 def best_overlap(sides: np.ndarray, anchors: Anchors) -> np.ndarray:
     """(N, 2) -> (N,) IoU with the best anchor on the same centre."""
     own = shapes(anchors)
-    shared = np.minimum(sides[:, None], own).prod(2)  # (N, A)
+    shared = np.minimum(sides[:, :1], own[:, 0]) * np.minimum(sides[:, 1:], own[:, 1])  # (N, A)
     union = sides.prod(1)[:, None] + own.prod(1) - shared
     return (shared / union).max(1) if len(sides) else np.zeros(0)

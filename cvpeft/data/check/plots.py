@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from cvpeft.data.check.anchors import input_sides, shapes
-from cvpeft.data.check.finding import Case
+from cvpeft.data.check.classes import class_counts
+from cvpeft.data.check.finding import Case, Split
 from cvpeft.html import escape, image_source
 
 __all__ = ["heat_maps", "size_plot"]
@@ -27,10 +28,10 @@ def heat_maps(case: Case) -> str:
     covered = _coverage(near, far)
     note = f"Bright: covered by up to {int(covered.max())} boxes; all images drawn to one size."
     whole = f"{_heat(covered, 'heat map of boxes over the image area')}<small>{note}</small>"
-    counts = np.bincount(labels, minlength=len(case.classes) + 1)[1:]
-    most = [k for k in np.argsort(-counts, kind="stable")[:MAPS] if counts[k]]
     if len(case.classes) < 2:
         return whole
+    counts = np.sum([class_counts(case, split) for split in case.splits], axis=0)
+    most = [k for k in np.argsort(-counts, kind="stable")[:MAPS] if counts[k]]
     of_class = "".join(
         f"<figure>{_heat(_coverage(near[labels == k + 1], far[labels == k + 1]), f'heat map of {case.classes[k]}')}"
         f"<figcaption>{escape(case.classes[k])}, {counts[k]}</figcaption></figure>"
@@ -70,7 +71,7 @@ def _heat(covered: np.ndarray, alt: str) -> str:
 
 def size_plot(case: Case) -> str:
     """Width against height on logarithmic axes, as SVG: at the input beside the anchors, where these are known."""
-    sides = np.concatenate([_sides(case, k) for k in range(len(case.splits))])
+    sides = np.concatenate([_sides(case, split) for split in case.splits])
     if not len(sides):
         return ""
     anchors = shapes(case.anchors) if case.anchors else np.zeros((0, 2))
@@ -96,9 +97,8 @@ def size_plot(case: Case) -> str:
     return f"{drawing}{marks}{dots}{crosses}{names}</svg><small>{_told(case, sides, len(drawn))}</small>"
 
 
-def _sides(case: Case, k: int) -> np.ndarray:
+def _sides(case: Case, split: Split) -> np.ndarray:
     """(N, 2) width and height of a split's boxes, in pixels of the input, or of the photos where it is not known."""
-    split = case.splits[k]
     return input_sides(case, split, case.anchors.size) if case.anchors else case.boxes(split)[0][:, 2:]
 
 

@@ -22,9 +22,9 @@ def made_up(folder: Path) -> CocoData:
     rng = np.random.default_rng(0)
     photos = {}
     for number in range(30):
-        corners = np.sort(rng.uniform(0, 1, (3, 2, 2)), axis=1) * SIZE  # (boxes, near and far, x and y)
-        corners[0, 1] = SIZE
-        boxes = np.concatenate([corners[:, 0], corners[:, 1] - corners[:, 0]], 1)
+        ends = np.sort(rng.uniform(0, 1, (3, 2, 2)), axis=1) * SIZE  # (boxes, near and far, x and y)
+        ends[0, 1] = SIZE
+        boxes = np.concatenate([ends[:, 0], ends[:, 1] - ends[:, 0]], 1)
         sound = boxes[(boxes[:, 2:] > 2).all(1)]
         photos[f"images/{number}.png"] = [(int(rng.integers(1, 4)), box.tolist()) for box in sound if number % 3]
     return load_coco([write(folder, coco(photos, {1: "good", 2: "broke", 3: "lose"}))])
@@ -32,29 +32,31 @@ def made_up(folder: Path) -> CocoData:
 
 def as_yolo(data: CocoData, root: Path) -> None:
     """Six decimals, as most tools write them."""
+    (root / "images").mkdir(parents=True)
     for image in data.images:
         size = np.array([image.width, image.height])
         centres = (image.boxes[:, :2] + image.boxes[:, 2:] / 2) / size
         rows = np.concatenate([image.labels[:, None] - 1, centres, image.boxes[:, 2:] / size], 1)
         text = "".join(f"{int(k)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for k, x, y, w, h in rows)
         put(root / f"labels/{Path(image.file_name).stem}.txt", text)
-        shutil.copy(image.path, folder_of(root / "images"))
+        shutil.copy(image.path, root / "images")
     put(root / "data.yaml", f"train: images\nnc: {len(data.classes)}\nnames: [{', '.join(data.classes)}]\n")
 
 
 def as_voc(data: CocoData, root: Path) -> None:
     """Whole pixels."""
+    (root / "JPEGImages").mkdir(parents=True)
     for image in data.images:
-        corners = np.concatenate([image.boxes[:, :2], image.boxes[:, :2] + image.boxes[:, 2:]], 1).round().astype(int)
-        objects = [(data.classes[k - 1], *box) for k, box in zip(image.labels, corners.tolist(), strict=True)]
+        whole = corners(image.boxes).round().astype(int).tolist()
+        objects = [(data.classes[k - 1], *box) for k, box in zip(image.labels, whole, strict=True)]
         text = xml(objects, Path(image.file_name).name, (image.height, image.width))
         put(root / f"Annotations/{Path(image.file_name).stem}.xml", text)
-        shutil.copy(image.path, folder_of(root / "JPEGImages"))
+        shutil.copy(image.path, root / "JPEGImages")
 
 
-def folder_of(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) x y w h -> x1 y1 x2 y2."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
 def same_labels(before: CocoData, folder: Path, write_as: Callable[[CocoData, Path], None]) -> None:
@@ -66,8 +68,7 @@ def same_labels(before: CocoData, folder: Path, write_as: Callable[[CocoData, Pa
     for image in before.images:
         other = found[image.path.name]
         assert other.labels.tolist() == image.labels.tolist()
-        corners = [np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], 1) for b in (image.boxes, other.boxes)]
-        assert np.abs(corners[0] - corners[1]).max(initial=0) <= 0.5 + 1e-6
+        assert np.abs(corners(image.boxes) - corners(other.boxes)).max(initial=0) <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("write_as", [as_yolo, as_voc])
