@@ -1,7 +1,8 @@
-"""LoRA at a frozen Linear in one product, for training: y = x (W + s B A)' + b.
+"""LoRA at a frozen Linear in one product: y = x (W + s B A)' + b.
 
 Beside base(x) + s B A x it saves two thin products and an addition the size of the output forward, and one of each
-backward. It builds W + s B A once in each pass, which pays where there are many rows of x.
+backward. It builds W + s B A once in each pass, which pays where there are many rows of x. Training and evaluation
+compute the same, so a detector is scored as it was trained, and rounds as its merged weights do.
 
 Letters: N rows of x, I inputs, O outputs, R rank.
 """
@@ -18,11 +19,11 @@ __all__ = ["one_product", "pays"]
 
 
 def pays(base: nn.Module, x: Tensor) -> bool:
-    """Whether `base` is a plain frozen Linear in training, everything float32, with rows enough.
+    """Whether `base` is a plain frozen Linear, everything float32, with rows enough.
 
     Not where a graph is traced: an exported file knows no function of ours.
     """
-    if type(base) is not nn.Linear or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if type(base) is not nn.Linear or torch.compiler.is_compiling():
         return False
     if torch.is_autocast_enabled(x.device.type) or {x.dtype, base.weight.dtype} != {torch.float32}:
         return False

@@ -70,17 +70,17 @@ class Camera:
 
     def project(self, points: np.ndarray, z: float = 0.0) -> np.ndarray:
         """(N, 2) ground points, all in front of the lens, to (N, 2) pixels."""
-        q = np.column_stack([points, np.ones(len(points))]) @ self.level(z).T
+        q = _homogeneous(points, 3) @ self.level(z).T
         return q[:, :2] / q[:, 2:]
 
     def to_ground(self, pixels: np.ndarray) -> np.ndarray:
         """(N, 2) pixels below the horizon to (N, 2) ground metres."""
-        q = np.column_stack([pixels, np.ones(len(pixels))]) @ self.inverse.T
+        q = _homogeneous(pixels, 3) @ self.inverse.T
         return q[:, :2] / q[:, 2:]
 
     def depth(self, points: np.ndarray) -> np.ndarray:
         """(N,) metres along the optical axis of (N, 2) ground points."""
-        q = np.column_stack([points, np.zeros(len(points)), np.ones(len(points))]) @ self.matrix[2]
+        q = _homogeneous(points, 4) @ self.matrix[2]
         return np.asarray(q)
 
     def horizon(self) -> float:
@@ -89,9 +89,7 @@ class Camera:
 
     def polygon(self, points: np.ndarray) -> np.ndarray:
         """(N, 2) or (N, 3) world polygon, cut at the lens, to (M, 2) pixels; M may be 0."""
-        if points.shape[1] == 2:
-            points = np.column_stack([points, np.zeros(len(points))])
-        q = np.column_stack([points, np.ones(len(points))]) @ self.matrix.T
+        q = _homogeneous(points, 4) @ self.matrix.T
         q = _cut(q, q[:, 2] - NEAR)
         return q[:, :2] / q[:, 2:] if len(q) else np.zeros((0, 2))
 
@@ -102,6 +100,14 @@ class Camera:
         return q[kept, :, :2] / q[kept, :, 2:], kept
 
 
+def _homogeneous(points: np.ndarray, width: int) -> np.ndarray:
+    """(N, 2) or (N, 3) points as (N, width): zeros where a coordinate is missing, and a one at the end."""
+    q = np.zeros((len(points), width))
+    q[:, : points.shape[1]] = points
+    q[:, -1] = 1
+    return q
+
+
 def _cut(points: np.ndarray, side: np.ndarray) -> np.ndarray:
     """Sutherland and Hodgman's cut of a polygon by one half space: the part with side >= 0 stays."""
     inside = side >= 0
@@ -109,7 +115,7 @@ def _cut(points: np.ndarray, side: np.ndarray) -> np.ndarray:
         return points
     if not inside.any():
         return points[:0]
-    after, beyond = np.roll(points, -1, 0), np.roll(side, -1)
+    after, beyond = np.concatenate([points[1:], points[:1]]), np.concatenate([side[1:], side[:1]])
     crosses = inside != (beyond >= 0)
     t = side / np.where(crosses, side - beyond, 1.0)
     both = np.stack([points, points + t[:, None] * (after - points)], 1)

@@ -168,7 +168,7 @@ def _one(job: _Job, index: int) -> tuple[dict[str, Any], bytes]:
     city = CITIES[job.city]
     scene = render_scene(city, int(rng.integers(2**62)), job.size)
     quality = round(rng.uniform(*city.quality))
-    _, data = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     boxes = [[round(float(x), 2) for x in box] for box in scene.boxes]
     return {"index": index, "boxes": boxes, "labels": scene.labels.tolist()}, data.tobytes()
 

@@ -18,7 +18,9 @@ def fractal(rng: np.random.Generator, size: int, cells: int, octaves: int = 4, g
         count = cells << octave
         if count > size:
             break
-        total += gain**octave * _octave(rng, size, count)
+        part = _octave(rng, size, count)
+        part *= gain**octave
+        total += part
     total -= total.mean()
     total /= total.std() + 1e-6
     return total

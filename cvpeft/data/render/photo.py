@@ -98,13 +98,10 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     image = image * np.float32(gain * contrast)
     image += np.float32(80 * (1 - contrast))
     np.maximum(image, 0, out=image)
-    over = image - 190
-    np.maximum(over, 0, out=over)
+    bright = np.flatnonzero(image.ravel() > 190)  # few pixels, most often
+    over = image.ravel()[bright] - 190
     # The shoulder turns x above 190 into 65 * x / (x + 65), that is, it takes x * x / (x + 65) away.
-    square = over * over
-    over += 65
-    square /= over
-    image -= square
+    image.ravel()[bright] -= over * over / (over + 65)
     return image
 
 

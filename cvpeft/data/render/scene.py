@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -226,7 +227,7 @@ def _ground_rows(camera: Camera) -> tuple[int, int]:
     """Rows in which the ground is painted: nearer than about 120 m everywhere."""
     h, w = camera.size
     top = camera.horizon() + abs(np.tan(camera.roll)) * w / 2 + max(3.0, camera.focal * camera.height / 120)
-    return int(np.clip(np.ceil(top), 0, h - 1)), h
+    return min(max(math.ceil(top), 0), h - 1), h
 
 
 def _turned(place: np.ndarray, turn: float, offset: tuple[float, float], stretch: float = 1.0) -> np.ndarray:
@@ -260,16 +261,7 @@ def _noise(place: np.ndarray, size: tuple[int, int], rows: tuple[int, int]) -> N
     h, w = size
     half = np.diag([0.5, 0.5, 1.0]) @ place
     small, _ = look(macro(), half, ((h + 1) // 2, (w + 1) // 2), (rows[0] // 2, (h + 1) // 2))
-    first, second, third = (_enlarged(part, (w, h), rows[0]) for part in cv2.split(small))
-    return first, second, third
-
-
-def _enlarged(small: np.ndarray, size: tuple[int, int], top: int) -> np.ndarray:
-    noise: np.ndarray = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
-    noise -= 128
-    noise *= np.float32(1 / 40)
-    noise[:top] = 0
-    return noise
+    return Noise(small, size, rows[0])
 
 
 def _shade(made: Plan, slope: Slopes, turn: float) -> np.ndarray:
@@ -291,7 +283,7 @@ def _side_walks(made: Plan, surface: Surface, rows: tuple[int, int]) -> None:
     if len(seen) == 0:
         return
     low, high = int(seen[0]), int(seen[-1]) + 1
-    part, rows = slice(low, high), (int(np.clip(rows[0], low, high - 1)), high)
+    part, rows = slice(low, high), (min(max(rows[0], low), high - 1), high)
     rgb, slope = look(tile(street.walk_ground), _turned(camera.level(KERB), 0.0, street.offset), camera.size, rows)
     lit, grain = rgb[part], 1 + 0.05 * surface.fast[0][part] + 0.05 * surface.slow[1][part]
     scale(lit, made.city.ground_tint)

@@ -396,7 +396,7 @@ def _paste(image: np.ndarray, sprite: _Sprite, cover: Cover, camera: Camera) -> 
     right, bottom = np.ceil(np.clip(corners.max(0), 0, (w, h))).astype(int)
     if right <= left or bottom <= top:
         return
-    fx, fy = (int(np.clip(round(sprite.n / side), 1, 4)) for side in np.ptp(corners, axis=0))
+    fx, fy = (min(max(round(sprite.n / side), 1), 4) for side in np.ptp(corners, axis=0))
     step = 2 * half / sprite.n
     x0, y0 = middle[0] - half, middle[1] + half
     to_ground = np.array([[step, 0, x0 + step / 2], [0, -step, y0 - step / 2], [0, 0, 1.0]])

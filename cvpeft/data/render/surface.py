@@ -16,10 +16,31 @@ from cvpeft.data.render.noise import smoothstep
 __all__ = ["RING", "Noise", "Surface", "blob", "quad", "ring", "thick", "turned"]
 
 RING = np.stack([np.cos(TURN := np.linspace(0, 2 * np.pi, 40, endpoint=False)), np.sin(TURN)], 1)
-Noise = tuple[np.ndarray, np.ndarray, np.ndarray]  # three independent ones, (H, W) float32 each
 Part = tuple[slice, slice]  # rows and columns of the image
 Texture = Callable[[Part], np.ndarray]  # a part of the image to its (h, w, 3) colours
 Shapes = list[np.ndarray] | np.ndarray  # ground polygons: a list of any, or an (N, K, 2) stack of small convex ones
+
+
+class Noise:
+    """Three independent noises of deviation 1 on the ground, (H, W) float32 each, enlarged when first asked for."""
+
+    def __init__(self, small: np.ndarray, size: tuple[int, int], top: int) -> None:
+        """small: (h, w, 3) float32 around 128, seen at low resolution; size: (H, W); above row `top` it is zero."""
+        self._small, self._size, self._top = small, size, top
+        self._large: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, which: int) -> np.ndarray:
+        if which not in self._large:
+            self._large[which] = self._enlarged(which)
+        return self._large[which]
+
+    def _enlarged(self, which: int) -> np.ndarray:
+        part, (h, w) = cv2.extractChannel(self._small, which), self._size
+        noise: np.ndarray = cv2.resize(part, (w, h), interpolation=cv2.INTER_LINEAR)
+        noise -= 128
+        noise *= np.float32(1 / 40)
+        noise[: self._top] = 0
+        return noise
 
 
 @dataclass(frozen=True)
@@ -74,9 +95,9 @@ class Surface:
         moved: Shapes = (
             seen - np.array([left, top]) if isinstance(seen, np.ndarray) else [p - [left, top] for p in seen]
         )
-        mask = polygon_mask((bottom - top, right - left), moved).astype(np.float32) / 255
+        mask: np.ndarray = polygon_mask((bottom - top, right - left), moved).astype(np.float32) / 255
         if soft:
-            mask[:] = cv2.GaussianBlur(mask, (0, 0), soft)
+            mask = cv2.GaussianBlur(mask, (0, 0), soft)
         return mask, (slice(top, bottom), slice(left, right))
 
     def paint(

@@ -96,7 +96,7 @@ class Lora(Adapter):
         self.change.start_at(A, B, self.scale if init == "pissa" else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self._is_plain() and pays(self.base, x):
+        if self._is_plain() and pays(self.base, x):
             return one_product(x, cast(nn.Linear, self.base), self.change.A, self.change.B, self.scale)
         y: Tensor = self.base(x)
         change: Tensor = self.change(self.dropout(x), plain(self.base), self._scale())
@@ -104,7 +104,8 @@ class Lora(Adapter):
 
     def _is_plain(self) -> bool:
         """Whether it is one A and one B at a Linear and nothing else."""
-        return isinstance(self.change, _Linear) and self.change.A0 is None and not self.dropout.p and self.gate is None
+        drops = self.training and self.dropout.p > 0
+        return isinstance(self.change, _Linear) and self.change.A0 is None and not drops and self.gate is None
 
     def merged(self) -> nn.Module:
         scale = self.scale if self.gate is None else self.scale * self.gate.sigmoid().item()
