@@ -72,6 +72,19 @@ def test_differences_are_measured():
     assert not agreement.within(Tolerance())
 
 
+def test_ties_are_counted_and_allowed_one_in_a_thousand_times():
+    moved = (10.0, 14.0, 30.0, 34.0, 0.9, 1.0)
+    few = compare([found(A)], [found(moved)], threshold=0.3)
+    assert few.ties == 2  # seen from both sides
+    assert not few.within(Tolerance())
+    assert "2 boxes have the very score of one that overlaps them" in few.sentence(Tolerance())
+    many = compare([found(A)] + 1000 * [found(B)], [found(moved)] + 1000 * [found(B)], threshold=0.3)
+    assert (many.boxes, many.ties, many.min_iou, many.max_pixel_difference) == (1001, 2, 1, 0)
+    assert many.within(Tolerance())
+    elsewhere = compare(1000 * [found(A)], 1000 * [found(moved)], threshold=0.3)  # a wrong model is no tie
+    assert not elsewhere.within(Tolerance())
+
+
 def test_a_box_on_the_threshold_finds_its_partner_below_it():
     above, below = (*A[:4], 0.30001, 1.0), (*A[:4], 0.29999, 1.0)
     assert compare([found(above)], [found(below)], threshold=0.3).within(Tolerance())
