@@ -30,7 +30,7 @@ SHARED = re.compile(r"base_model\.vera_[AB]")
 
 READ = {
     "peft_type", "r", "lora_alpha", "alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
-    "feedforward_modules", "init_lora_weights", "lora_dropout", "decompose_factor",
+    "feedforward_modules", "init_lora_weights", "lora_dropout", "decompose_factor", "init_r",
 }  # fmt: skip
 # What trained values do not depend on once they stand in tensors.
 SPENT = {
@@ -38,6 +38,7 @@ SPENT = {
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_weights", "init_ia3_weights",
     "d_initial", "projection_prng_key", "save_projection", "vera_dropout", "rank_dropout", "rank_dropout_scale",
     "module_dropout", "decompose_both", "use_effective_conv2d", "eva_config", "megatron_core", "qalora_group_size",
+    "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
 }  # fmt: skip
 NOTHING: tuple[object, ...] = (None, False, "none", 0, {}, [])
 STARTS = (True, False, "true", "gaussian", "eva", "orthogonal")  # those that leave the base as it is
@@ -80,6 +81,8 @@ def read_hf(folder: Path) -> HfFolder:
 
 def _place(folder: Path, config: Mapping[str, Any], kind: str, path: str, tensors: Mapping[str, Tensor]) -> Foreign:
     alpha_name = next((name for name in ("lora_alpha", "alpha") if name in config), "alpha")
+    if kind == "ADALORA":
+        return _triplets(folder, config, path, tensors)
     rank = _number(folder, config, "r", "rank_pattern", path)
     alpha = _number(folder, config, alpha_name, "alpha_pattern", path)
     if rank is not None and (rank < 1 or rank != int(rank)):
@@ -88,6 +91,18 @@ def _place(folder: Path, config: Mapping[str, Any], kind: str, path: str, tensor
         alpha *= math.sqrt(rank)  # as one that is divided by the rank
     lists = ("feedforward_modules",) if _scales_inputs(folder, config, path, tensors) else ()
     return Foreign(kind, tensors, config, None if rank is None else int(rank), alpha, alpha_name, lists=lists)
+
+
+def _triplets(folder: Path, config: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> Foreign:
+    """AdaLoRA at a place: the triplets that were kept there, perhaps none, under the scale of those at the start."""
+    kept = tensors.get("lora_E")
+    if kept is None or kept.ndim != 2:
+        raise _refusal(folder, f"{path} has no lora_E of shape (rank, 1)")
+    rank = max(1, len(kept))
+    alpha, start = (_number(folder, config, name, "alpha_pattern", path) for name in ("lora_alpha", "init_r"))
+    if alpha is None or start is None:
+        raise _refusal(folder, "it names no lora_alpha or no init_r", "save it with save_pretrained")
+    return Foreign("ADALORA", tensors, config, rank, alpha * rank / start, "lora_alpha")
 
 
 def _number(folder: Path, config: Mapping[str, Any], name: str, patterns: str, path: str) -> float | None:

@@ -154,6 +154,10 @@ THEIRS = {
         {"queries": True},
     ),
     "norm": (peft.LNTuningConfig(target_modules=r".*\.norm[12]|norm"), {}),
+    "adalora": (
+        peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=9, target_modules=TARGETS),
+        {"rank": 4, "alpha": 6.0},
+    ),
 }
 
 
@@ -207,6 +211,9 @@ AT_CONV = {
     "lokr": peft.LoKrConfig(r=1, alpha=3, decompose_both=True, use_effective_conv2d=True, target_modules=CONV),
     "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=CONV),
     "lora": peft.LoraConfig(r=2, lora_alpha=3, target_modules=r"stages\.\d\.(blocks\.0\.mlp\.fc[12]|downsample\.1)"),
+    "adalora": peft.AdaLoraConfig(
+        init_r=2, lora_alpha=3, total_step=9, target_modules=r"stages\.\d\.(blocks\.0\.mlp\.fc[12]|downsample\.1)"
+    ),
     "ia3": peft.IA3Config(target_modules=r"stages\.\d\.blocks\.0\.(conv_dw|mlp\.fc2)", feedforward_modules=["mlp.fc2"]),
 }
 
@@ -228,6 +235,48 @@ def test_convolutions_are_taken_up_from_the_folder_alone(name: str, tmp_path: Pa
         reference = features(theirs.base_model.model.eval(), x)
         assert (features(net, x) - reference).abs().max() < 1e-5
         assert (features(base("convnext_conv"), x) - reference).abs().max() > 1e-3
+
+
+def test_triplets_that_the_outsider_has_cut_are_left_out(tmp_path: Path) -> None:
+    """Two of four at one place and none at another: the scale stays that of the four."""
+    torch.manual_seed(0)
+    config = peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=9, target_modules=TARGETS)
+    theirs = peft.get_peft_model(base("deit"), config)
+    masks = {"blocks.0.attn.qkv": [True, False, False, True], "blocks.1.mlp.fc1": [False] * 4}
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for path, mask in masks.items():
+            place = theirs.base_model.model.get_submodule(path)
+            place.lora_E["default"] *= torch.tensor(mask)[:, None]
+    theirs.peft_config["default"].rank_pattern = {f"{path}.lora_E.default": mask for path, mask in masks.items()}
+    x = images("deit")
+    with torch.no_grad():
+        wanted = features(theirs.base_model.model.eval(), x)
+    theirs.save_pretrained(tmp_path)
+    (spec,) = methods_of(tmp_path)
+    assert (spec.settings["rank"], spec.settings["alpha"]) == (4, 6.0)
+    assert spec.settings["patterns"] == {
+        "blocks.0.attn.qkv": {"rank": 2, "target": 2, "alpha": 3.0},
+        "blocks.1.mlp.fc1": {"rank": 1, "target": 1, "alpha": 1.5},
+    }
+    net = base("deit")
+    inject(net, sites(net), [spec])
+    start_from_hf(net, tmp_path)
+    with torch.no_grad():
+        assert (features(net, x) - wanted).abs().max() < 1e-5
+        assert (features(net, x) - features(base("deit"), x)).abs().max() > 1e-3
+        (again := tmp_path / "again").mkdir()
+        assert (features(taken_up(net, base("deit"), again), x) - wanted).abs().max() < 1e-5
+
+
+def test_scales_that_the_outsider_cannot_tell_apart_are_refused() -> None:
+    net = base("deit")
+    settings = {"rank": 4, "patterns": {"blocks.1.mlp.fc1": {"alpha": 5.0}}}
+    inject(net, sites(net), [MethodSpec("adalora", settings=settings)])
+    with pytest.raises(AdapterError, match=r"alpha / rank is 1.25 at blocks.1.mlp.fc1 and 2 elsewhere"):
+        to_hf(net)
 
 
 def test_ranks_and_scales_of_single_places_follow_too(tmp_path: Path) -> None:

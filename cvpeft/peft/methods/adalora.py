@@ -13,8 +13,8 @@ Letters: I inputs, O outputs, R rank, k side of a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +85,23 @@ class AdaLora(WeightChange):
     def to_hf(self) -> Foreign | None:
         if is_depthwise(plain(self.base)):
             return None
-        tensors = {"lora_A": self.Q, "lora_B": self.P, "lora_E": self.values[:, None]}
         rank = len(self.values)
-        settings = {"init_r": rank, "target_r": self.target, "total_step": 1}
-        return Foreign("ADALORA", tensors, settings, alpha=self.scale * rank, alpha_name="lora_alpha")
+        return Foreign("ADALORA", self._as_hf(), {"total_step": 1}, rank, self.scale * rank, "lora_alpha")
+
+    @classmethod
+    def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
+        if stored.kind != "ADALORA":
+            return None
+        return {"rank": stored.rank, "target": stored.rank, "alpha": stored.alpha}  # no triplet is cut any more
+
+    def settled_hf(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Where no triplet was kept, one of zeros."""
+        if any(len(tensors.get(name, self.Q)) for name in ("lora_A", "lora_E")):
+            return tensors
+        return {name: torch.zeros_like(tensor) for name, tensor in self._as_hf().items()}
+
+    def _as_hf(self) -> dict[str, Tensor]:
+        return {"lora_A": self.Q, "lora_B": self.P, "lora_E": self.values[:, None]}
 
     # What training adds
 
