@@ -86,6 +86,25 @@ def test_dropout_stands_in_the_way_in_training_alone(monkeypatch: pytest.MonkeyP
     assert lora.eval()(x) == 7.0
 
 
+def convolution(**settings: object) -> Lora:
+    torch.manual_seed(0)
+    base = nn.Conv2d(4, 6, 3, stride=2, padding=1).requires_grad_(False)
+    lora = Lora(base, Site("neck", "neck", "BCHW"), rank=2, **settings)  # type: ignore[arg-type]
+    nn.init.normal_(lora.change.B, std=0.3)
+    return lora.eval()
+
+
+def test_a_convolution_is_evaluated_with_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora, x = convolution(), torch.randn(2, 4, 9, 7)
+    with torch.inference_mode():
+        found = lora(x)
+        assert (found - lora.merged()(x)).abs().max() < 1e-6
+    monkeypatch.setattr(room, "one_convolution", lambda *_: pytest.fail("one convolution"))
+    assert torch.allclose(lora(x), found, rtol=1e-5, atol=1e-5)  # with gradients: the sum
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(lora(x).float(), found, atol=0.1)
+
+
 def test_a_traced_graph_holds_the_sum() -> None:
     lora, x = made(), torch.randn(2, 20, 6)
     graph = torch.export.export(copy.deepcopy(lora), (x,)).graph_module

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, Foreign, plain
-from cvpeft.peft.one_product import one_product, pays
+from cvpeft.peft.one_product import one_convolution, one_product, pays, pays_at_convolution
 from cvpeft.peft.weight_change import check_plain, check_rank, folded
 from cvpeft.types import Site
 
@@ -96,16 +96,18 @@ class Lora(Adapter):
         self.change.start_at(A, B, self.scale if init == "pissa" else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_plain() and pays(self.base, x):
+        if self._is_plain(_Linear) and pays(self.base, x):
             return one_product(x, cast(nn.Linear, self.base), self.change.A, self.change.B, self.scale)
+        if self._is_plain(_Conv) and pays_at_convolution(self.base, x):
+            return one_convolution(x, cast(nn.Conv2d, self.base), self.change.A, self.change.B, self.scale)
         y: Tensor = self.base(x)
         change: Tensor = self.change(self.dropout(x), plain(self.base), self._scale())
         return y + change.to(y.dtype)
 
-    def _is_plain(self) -> bool:
-        """Whether it is one A and one B at a Linear and nothing else."""
+    def _is_plain(self, kind: type[_Linear | _Conv]) -> bool:
+        """Whether it is one A and one B of this kind and nothing else."""
         drops = self.training and self.dropout.p > 0
-        return isinstance(self.change, _Linear) and self.change.A0 is None and not drops and self.gate is None
+        return isinstance(self.change, kind) and self.change.A0 is None and not drops and self.gate is None
 
     def merged(self) -> nn.Module:
         scale = self.scale if self.gate is None else self.scale * self.gate.sigmoid().item()
