@@ -13,13 +13,17 @@ import pytest
 import torch
 from onnxruntime import AdapterFormat, OrtValue
 
+from cvpeft.backbone.sites import sites
 from cvpeft.config import schema
+from cvpeft.detector.build import build_detector
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import CheckpointError, ConfigError, DataError, ParityError
 from cvpeft.export import cities as room
 from cvpeft.export.cities import export_cities
+from cvpeft.export.onnx import export_onnx
 from cvpeft.export.run import verification_inputs
 from cvpeft.export.verify import Tolerance, compare, predict_torch
+from cvpeft.peft.inject import MethodSpec, freeze, inject
 from cvpeft.runtime.adapters import FITTING
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.study.job import cities_job
@@ -231,3 +235,21 @@ def test_absent_files_and_files_without_places(exported: list[Path], tmp_path: P
     alone.unlink()
     with pytest.raises(DataError, match="not readable"):
         Detector(exported[0], adapter=alone)
+
+
+@pytest.mark.slow
+def test_a_city_of_lora_alone_has_a_twenty_fifth_of_its_base(tmp_path: Path) -> None:
+    """Rank 8 at every linear of a ViT-Tiny in the sizes that a config has where it sets none, neck and head frozen."""
+    made = schema.Settings.model_validate(
+        {"data": {"size": (416, 640)}, "backbone": {"name": "vit_tiny_patch16_224", "weights": "none"}}
+    )
+    model = build_detector(made, ("cover",)).eval()
+    net = model.backbone.body.net  # type: ignore[union-attr]
+    inject(net, sites(net), [MethodSpec("lora", settings={"rank": 8})])
+    freeze(model)
+    tensors = room.exchangeable(model)
+    assert len(tensors) == 2 * 4 * 12
+    base = export_onnx(model, tmp_path / "base.onnx", classes=("cover",), exchangeable=tensors)
+    room._save_tensors(tmp_path / "city.onnx_adapter", tensors)
+    share = (tmp_path / "city.onnx_adapter").stat().st_size / base.stat().st_size
+    assert share <= 0.04, f"{share:.2%}"
