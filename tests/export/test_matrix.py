@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from cvpeft.config import schema
 from cvpeft.detector.build import build_detector
+from cvpeft.eval.coco_map import score
 from cvpeft.export.onnx import Form, export_onnx
-from cvpeft.export.score import as_prediction
-from cvpeft.export.verify import Tolerance, compare, predict_torch, resized
+from cvpeft.export.score import AP_TOLERANCE, as_prediction
+from cvpeft.export.verify import Tolerance, compare, predict_onnx, predict_torch, resized
 from cvpeft.runtime.onnx_detector import Detector
+from cvpeft.types import Prediction
 from tests.export.stand_in import CLASSES, HEADS, scenes, spread
 
 SIZE = (96, 128)
@@ -49,12 +52,59 @@ def same(model: nn.Module, file: Path, images: Tensor, batch: int) -> int:
     return agreement.boxes
 
 
+def truth_from(predictions: Sequence[Prediction]) -> dict[str, object]:
+    """A random detector finds nothing that is there, so every third of its own boxes, moved, is what it had to find."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for image, one in enumerate(predictions):
+        boxes = one["boxes"][::3]
+        moved = boxes + 0.08 * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.randn(
+            boxes.shape, generator=generator
+        )
+        moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
+        rows += [(image, box, label) for box, label in zip(moved, one["labels"][::3].tolist(), strict=True)]
+    annotations = [
+        {"id": k, "image_id": image, "category_id": label, "bbox": xywh(box), "area": area(box), "iscrowd": 0}
+        for k, (image, box, label) in enumerate(rows, 1)
+    ]
+    categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, 1)]
+    return {
+        "images": [{"id": i} for i in range(len(predictions))],
+        "categories": categories,
+        "annotations": annotations,
+    }
+
+
+def xywh(box: Tensor) -> list[float]:
+    x1, y1, x2, y2 = box.tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def area(box: Tensor) -> float:
+    *_, width, height = xywh(box)
+    return width * height
+
+
+def ap_of(predictions: Sequence[Prediction], truth: dict[str, object]) -> float:
+    return score(truth, [
+        {"image_id": image, "category_id": label, "bbox": xywh(box), "score": sure}
+        for image, one in enumerate(predictions)
+        for box, sure, label in zip(one["boxes"], one["scores"].tolist(), one["labels"].tolist(), strict=True)
+    ]).AP  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "backbone"), list(product(HEADS, BACKBONES)))
 def test_any_batch_gives_the_boxes_of_torch(head: str, backbone: str, tmp_path: Path) -> None:
     model, images = detector(head, backbone), scenes(8, seed=3)[0]
     file = export_onnx(model, tmp_path / "model.onnx", classes=CLASSES)
     assert all(same(model, file, images, batch) >= 20 for batch in (1, 2, 3, 8))
+    many = list(scenes(100, seed=4)[0])
+    wanted, found = predict_torch(model, many), predict_onnx(file, many)
+    truth = truth_from(wanted)
+    reached = ap_of(wanted, truth)
+    assert 0.02 < reached < 0.9
+    assert abs(ap_of(found, truth) - reached) <= AP_TOLERANCE
 
 
 FREE = {  # backbone -> the size that it is built for, and others
