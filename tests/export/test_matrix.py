@@ -53,16 +53,17 @@ def same(model: nn.Module, file: Path, images: Tensor, batch: int) -> int:
 
 
 def truth_from(predictions: Sequence[Prediction]) -> dict[str, object]:
-    """A random detector finds nothing that is there, so every third of its own boxes, moved, is what it had to find."""
+    """A random detector finds nothing that is there, so its own surest boxes, moved, are what it had to find."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for image, one in enumerate(predictions):
-        boxes = one["boxes"][::3]
-        moved = boxes + 0.08 * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.randn(
+        surest = slice(len(one["boxes"]) // 3)  # they come in falling order of their scores
+        boxes = one["boxes"][surest]
+        moved = boxes + 0.03 * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.randn(
             boxes.shape, generator=generator
         )
         moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
-        rows += [(image, box, label) for box, label in zip(moved, one["labels"][::3].tolist(), strict=True)]
+        rows += [(image, box, label) for box, label in zip(moved, one["labels"][surest].tolist(), strict=True)]
     annotations = [
         {"id": k, "image_id": image, "category_id": label, "bbox": xywh(box), "area": area(box), "iscrowd": 0}
         for k, (image, box, label) in enumerate(rows, 1)
@@ -103,7 +104,7 @@ def test_any_batch_gives_the_boxes_of_torch(head: str, backbone: str, tmp_path: 
     wanted, found = predict_torch(model, many), predict_onnx(file, many)
     truth = truth_from(wanted)
     reached = ap_of(wanted, truth)
-    assert 0.02 < reached < 0.9
+    assert 0.02 < reached < 0.99
     assert abs(ap_of(found, truth) - reached) <= AP_TOLERANCE
 
 
