@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from cvpeft.config import schema
 from cvpeft.detector.build import build_detector
@@ -52,46 +54,38 @@ def same(model: nn.Module, file: Path, images: Tensor, batch: int) -> int:
     return agreement.boxes
 
 
-def truth_from(predictions: Sequence[Prediction]) -> dict[str, object]:
+def rows_of(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """COCO results, by number of image."""
+    return [
+        {"image_id": image, "category_id": label, "bbox": box, "score": sure}
+        for image, one in enumerate(predictions)
+        for box, sure, label in zip(
+            box_convert(one["boxes"], "xyxy", "xywh").tolist(),
+            one["scores"].tolist(),
+            one["labels"].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def truth_from(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """A random detector finds nothing that is there, so its own surest boxes, moved, are what it had to find."""
     generator = torch.Generator().manual_seed(0)
-    rows = []
-    for image, one in enumerate(predictions):
+    moved = []
+    for one in predictions:
         surest = slice(len(one["boxes"]) // 3)  # they come in falling order of their scores
         boxes = one["boxes"][surest]
-        moved = boxes + 0.03 * (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.randn(
-            boxes.shape, generator=generator
-        )
-        moved[:, 2:] = torch.maximum(moved[:, 2:], moved[:, :2] + 1)
-        rows += [(image, box, label) for box, label in zip(moved, one["labels"][surest].tolist(), strict=True)]
+        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        boxes = boxes + 0.03 * sides * torch.randn(boxes.shape, generator=generator)
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        moved.append(Prediction(boxes=boxes, scores=one["scores"][surest], labels=one["labels"][surest]))
     annotations = [
-        {"id": k, "image_id": image, "category_id": label, "bbox": xywh(box), "area": area(box), "iscrowd": 0}
-        for k, (image, box, label) in enumerate(rows, 1)
+        {**row, "id": k, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+        for k, row in enumerate(rows_of(moved), 1)
     ]
     categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, 1)]
-    return {
-        "images": [{"id": i} for i in range(len(predictions))],
-        "categories": categories,
-        "annotations": annotations,
-    }
-
-
-def xywh(box: Tensor) -> list[float]:
-    x1, y1, x2, y2 = box.tolist()
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
-def area(box: Tensor) -> float:
-    *_, width, height = xywh(box)
-    return width * height
-
-
-def ap_of(predictions: Sequence[Prediction], truth: dict[str, object]) -> float:
-    return score(truth, [
-        {"image_id": image, "category_id": label, "bbox": xywh(box), "score": sure}
-        for image, one in enumerate(predictions)
-        for box, sure, label in zip(one["boxes"], one["scores"].tolist(), one["labels"].tolist(), strict=True)
-    ]).AP  # fmt: skip
+    images = [{"id": number} for number in range(len(predictions))]
+    return {"images": images, "categories": categories, "annotations": annotations}
 
 
 @pytest.mark.slow
@@ -103,9 +97,9 @@ def test_any_batch_gives_the_boxes_of_torch(head: str, backbone: str, tmp_path: 
     many = list(scenes(100, seed=4)[0])
     wanted, found = predict_torch(model, many), predict_onnx(file, many)
     truth = truth_from(wanted)
-    reached = ap_of(wanted, truth)
+    reached = score(truth, rows_of(wanted)).AP
     assert 0.02 < reached < 0.99
-    assert abs(ap_of(found, truth) - reached) <= AP_TOLERANCE
+    assert abs(score(truth, rows_of(found)).AP - reached) <= AP_TOLERANCE
 
 
 FREE = {  # backbone -> the size that it is built for, and others
