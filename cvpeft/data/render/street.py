@@ -127,18 +127,35 @@ def _front(
     """One row of houses on the plane at x, from the foot up."""
     h, w = camera.size
     low, high = np.floor(wall.min(0)).astype(int), np.ceil(wall.max(0)).astype(int)
-    left, right, bottom = max(0, low[0]), min(w, high[0]), min(h, high[1])
+    left, right, bottom = max(0, int(low[0])), min(w, int(high[0])), min(h, int(high[1]))
     place = camera.plane(np.array([x, 0.0, 0.0]), np.array([0, 1.0, 0]), np.array([0, 0, 1.0]))
     to_wall = np.array([[20 / 512, 0, -rng.uniform(0, 20)], [0, -15 / 384, 15], [0, 0, 1.0]])
     to_part = np.array([[1, 0, -left], [0, 1, 0], [0, 0, 1.0]])
-    size = (int(right - left), int(bottom))
-    front = cv2.warpPerspective(_house_tile(style), to_part @ place @ to_wall, size, borderMode=cv2.BORDER_WRAP)
+    mask = polygon_mask((bottom, right - left), [wall - [left, 0]])
+    width, height = _reach(mask)
+    if width == 0:
+        return
+    mask = mask[:height, :width]
+    front = cv2.warpPerspective(
+        _house_tile(style), to_part @ place @ to_wall, (width, height), borderMode=cv2.BORDER_WRAP
+    )
     front = cv2.cvtColor(front, cv2.COLOR_RGBA2RGB)
     front = cv2.GaussianBlur(front, (0, 0), 0.8).astype(np.float32)
     sun = light.share if light.sun[0] * x < 0 else 0.1
     scale(front, ((1 - light.share) * np.array(light.sky_rgb) + sun * np.array(light.sun_rgb)) * light.gain)
-    mask = polygon_mask((int(bottom), int(right - left)), [wall - [left, 0]])
-    lay(image[:bottom, left:right], front, mask)
+    lay(image[:height, left : left + width], front, mask)
+
+
+def _reach(mask: np.ndarray) -> tuple[int, int]:
+    """Columns and rows up to the last that is seen, and some for the blur; most of a front lies outside the image.
+
+    Columns in steps of 64: OpenCV rounds the last few of a row otherwise than the rest.
+    """
+    x, y, w, h = cv2.boundingRect(mask)
+    if w == 0:
+        return 0, 0
+    rows, columns = mask.shape
+    return min(columns, -(-(x + w + 4) // 64) * 64), min(rows, y + h + 4)
 
 
 def _tree(image: np.ndarray, camera: Camera, x: float, light: Light, rng: np.random.Generator) -> None:
