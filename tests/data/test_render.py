@@ -15,8 +15,8 @@ from cvpeft.data.render import CITIES, CLASSES, render_dataset, render_scene
 from cvpeft.data.render import dataset as dataset_module
 from cvpeft.data.render.camera import Camera, clip_polygon
 from cvpeft.data.render.covers import CIRCLE, LOSE, Cover, box, visible
-from cvpeft.data.render.noise import fractal
-from cvpeft.data.render.patterns import LIDS, Material
+from cvpeft.data.render.noise import fractal, sparse_blur
+from cvpeft.data.render.patterns import LIDS, PATTERNS, Material, lid
 from cvpeft.data.render.scene import Plan, paint_street, plan
 from cvpeft.data.render.sprite import draw
 from cvpeft.errors import DataError, ResourceError
@@ -312,3 +312,27 @@ def test_all_faults_of_a_call_are_told_at_once(tmp_path: Path) -> None:
     for part in ("no city 'z'", "a, b, c, d", "0 images", "seed is -1", "10 x 10", "'../up'"):
         assert part in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, *LIDS])
+def test_a_cover_depends_on_nothing_that_the_memory_held_before(name: str) -> None:
+    def drawn(n: int) -> np.ndarray:
+        if name in PATTERNS:
+            return PATTERNS[name](np.random.default_rng(5), n)
+        return lid(name, np.random.default_rng(5), n, Material(80.0, 0.5, 0.5, 0.5, (1.0, 0.97, 0.93)))[0]
+
+    for n in (48, 64, 96):
+        first = drawn(n).copy()
+        for value in range(1, 12):
+            dirty = [np.full((n, n), value * 20, kind) for kind in (np.uint8, np.float32) for _ in range(value)]
+            del dirty  # freed with its values in it: what is drawn next may get this memory
+            np.testing.assert_array_equal(drawn(n), first)
+
+
+@pytest.mark.parametrize("sigma", [6.5, 9.0])
+def test_a_sparse_blur_is_a_gaussian_blur_to_the_bit(sigma: float) -> None:
+    mask = np.zeros((331, 643), np.float32)
+    assert not sparse_blur(mask, sigma).any()
+    cv2.fillPoly(mask, [np.array([(300, 0), (331, 0), (600, 330), (430, 330)], np.int32)], 1.0)
+    mask[200:203, :5] = 0.3  # at the edge, where the border is a mirror
+    np.testing.assert_array_equal(sparse_blur(mask, sigma), cv2.GaussianBlur(mask, (0, 0), sigma))

@@ -199,7 +199,8 @@ def _around(n: int, words: str) -> np.ndarray:
     start = int(0.70 * depth)
     part = cv2.rotate(flat, cv2.ROTATE_90_CLOCKWISE)[:, ::-1][:, ::-1]
     strip[:, start : start + part.shape[1]] = part[:, : depth - start]
-    flags = cv2.WARP_INVERSE_MAP | cv2.WARP_POLAR_LINEAR | cv2.INTER_LINEAR
+    # Without WARP_FILL_OUTLIERS the corners would keep what the memory held before.
+    flags = cv2.WARP_INVERSE_MAP | cv2.WARP_POLAR_LINEAR | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
     return cv2.warpPolar(strip, (n, n), (n / 2, n / 2), n / 2, flags).astype(np.float32) / 255
 
 

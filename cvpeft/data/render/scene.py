@@ -300,11 +300,12 @@ def _lit(made: Plan, surface: Surface) -> np.ndarray:
     h, w = camera.size
     centre = camera.to_ground(np.array([[w / 2, max(0.65 * h, camera.horizon() + 0.25 * h)]]))[0]
     shadow = shadow_mask(camera, light, rng, centre)
-    mirrored: np.ndarray | float = 0.0
+    mirrored = None
     if light.wet:
         dry = (
             polygon_mask(camera.size, [p for cover in made.covers for p in outlines(cover, camera)]).astype(np.float32)
             / 255
         )
         mirrored = wet_ground(surface.image, camera, light, surface.slow, 0.85 * dry, rng)
-    return illuminate(surface.image, camera, light, shadow, rng) + mirrored
+    lit = illuminate(surface.image, camera, light, shadow, rng)
+    return lit if mirrored is None else lit + mirrored

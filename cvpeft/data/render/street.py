@@ -133,7 +133,7 @@ def _front(
     to_part = np.array([[1, 0, -left], [0, 1, 0], [0, 0, 1.0]])
     mask = polygon_mask((bottom, right - left), [wall - [left, 0]])
     width, height = _reach(mask)
-    if width == 0:
+    if width == 0:  # so it is most often: the box of a wall lies in the image, and the wall does not
         return
     mask = mask[:height, :width]
     front = cv2.warpPerspective(

@@ -11,7 +11,7 @@ import numpy as np
 from cvpeft.data.render.blend import mix, scale
 from cvpeft.data.render.camera import SHIFT, Camera, polygon_mask, to_fixed
 from cvpeft.data.render.covers import Cover
-from cvpeft.data.render.noise import smoothstep
+from cvpeft.data.render.noise import smoothstep, sparse_blur
 
 __all__ = ["RING", "Noise", "Surface", "blob", "quad", "ring", "thick", "turned"]
 
@@ -97,7 +97,7 @@ class Surface:
         )
         mask: np.ndarray = polygon_mask((bottom - top, right - left), moved).astype(np.float32) / 255
         if soft:
-            mask = cv2.GaussianBlur(mask, (0, 0), soft)
+            mask = sparse_blur(mask, soft) if soft > 6 else cv2.GaussianBlur(mask, (0, 0), soft)
         return mask, (slice(top, bottom), slice(left, right))
 
     def paint(
