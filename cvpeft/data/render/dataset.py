@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from cvpeft.data.render.cities import CITIES, CLASSES
-from cvpeft.data.render.ground import Tile, take_over, tiles
 from cvpeft.data.render.scene import render_scene
 from cvpeft.errors import DataError, ResourceError
 
@@ -146,9 +145,7 @@ def _rendered(job: _Job, todo: list[int], workers: int) -> Iterator[tuple[dict[s
     if workers <= 1:
         yield from (_one(job, index) for index in todo)
         return
-    city = CITIES[job.city]
-    made = tiles({*city.grounds, *city.walks}, workers)  # once for all processes
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(made,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_single_thread)
     try:
         yield from pool.map(_one, [job] * len(todo), todo, chunksize=CHUNK)
     except BrokenProcessPool as error:
@@ -159,10 +156,9 @@ def _rendered(job: _Job, todo: list[int], workers: int) -> Iterator[tuple[dict[s
         pool.shutdown(cancel_futures=True)
 
 
-def _start(made: dict[str, Tile]) -> None:
+def _single_thread() -> None:
     """One thread per process: the pool already fills the cores."""
     cv2.setNumThreads(1)
-    take_over(made)
 
 
 def _one(job: _Job, index: int) -> tuple[dict[str, Any], bytes]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from cvpeft.data.render.noise import Slopes, fractal, slopes, smoothstep, to_uint8, wrap_blur
 
-__all__ = ["RECIPES", "Tile", "look", "macro", "take_over", "tile", "tiles"]
+__all__ = ["RECIPES", "Tile", "look", "macro", "tile"]
 
 FADE = 0.35  # levels over which one level of a tile gives way to the next: little is warped twice
 FLAT = 4  # from this level on no relief is left
@@ -179,29 +178,9 @@ RECIPES: dict[str, tuple[float, Callable[[np.random.Generator], Painted]]] = {
 }  # fmt: skip
 
 
-_MADE: dict[str, Tile] = {}  # the tiles of this process
-
-
+@lru_cache(maxsize=16)
 def tile(name: str) -> Tile:
     """The tile of a recipe, made once per process; the same on every machine and in every process."""
-    if name not in _MADE:
-        _MADE[name] = _made(name)
-    return _MADE[name]
-
-
-def tiles(names: Iterable[str], threads: int) -> dict[str, Tile]:
-    """Several tiles, made side by side: for most of the time NumPy and OpenCV leave Python to other threads."""
-    wanted = sorted(set(names), key=lambda name: RECIPES[name][0], reverse=True)  # the large ones first
-    with ThreadPoolExecutor(threads) as pool:
-        return dict(zip(wanted, pool.map(tile, wanted), strict=True))
-
-
-def take_over(made: dict[str, Tile]) -> None:
-    """Use tiles that another process has made."""
-    _MADE.update(made)
-
-
-def _made(name: str) -> Tile:
     metres, paint = RECIPES[name]
     rgb, height = paint(np.random.default_rng(zlib.crc32(name.encode())))
     columns, rows = (_levels(to_uint8(128 + SLOPE_UNIT * slope)) for slope in slopes(height))
