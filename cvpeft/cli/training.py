@@ -55,6 +55,7 @@ def _pretrain(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors file, not there yet")
     parser.add_argument("--crop-epochs", type=int, default=8, help="of the backbone on crops, before the detector")
+    parser.add_argument("--crop-lr", type=float, default=2e-3, help="learning rate of that part at its highest")
     parser.add_argument("--formulas", type=int, default=0, help="classes of formula-drawn shapes among the crops")
     parser.add_argument("--minutes", type=float, help="cut the epochs of both parts to what fits into this time")
     add_overrides(parser)
@@ -67,6 +68,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
         args.config,
         args.out,
         crop_epochs=args.crop_epochs,
+        crop_lr=args.crop_lr,
         formulas=args.formulas,
         minutes=args.minutes,
         overrides=args.overrides,

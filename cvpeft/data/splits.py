@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cvpeft.config import schema
 from cvpeft.data.coco import CocoData, load_coco
-from cvpeft.data.render import is_rendered, render_dataset
+from cvpeft.data.render import is_rendered, render_dataset, renderers
 from cvpeft.errors import ConfigError
 
 __all__ = ["Splits", "open_split", "open_splits", "render_missing"]
@@ -62,10 +62,11 @@ def render_missing(data: schema.Data) -> None:
     if r is None:
         return
     parts = ((data.train, r.train), (data.val, r.val), (data.test, r.test))
-    for offset, (files, images) in enumerate(parts):  # each split has scenes of its own
-        for number, file in enumerate(files):
-            if not file.exists() or is_rendered(file):
-                # The renderer draws from the file's name too, but a/train.json and b/train.json share theirs.
-                same = sum(other.stem == file.stem for other in files[:number])
-                seed = 3 * (r.seed + SEEDS * same) + offset
-                render_dataset(file.parent, r.city, images, seed, r.size, file.stem)
+    with renderers() as pool:
+        for offset, (files, images) in enumerate(parts):  # each split has scenes of its own
+            for number, file in enumerate(files):
+                if not file.exists() or is_rendered(file):
+                    # The renderer draws from the file's name too, but a/train.json and b/train.json share theirs.
+                    same = sum(other.stem == file.stem for other in files[:number])
+                    seed = 3 * (r.seed + SEEDS * same) + offset
+                    render_dataset(file.parent, r.city, images, seed, r.size, file.stem, pool=pool)

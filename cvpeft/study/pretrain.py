@@ -38,6 +38,7 @@ from cvpeft.train.folder import data_digest, is_finished, same_run
 
 __all__ = ["pretrain"]
 
+UNTOLD = {"formulas": "0", "crop_lr": "0.002"}  # of a file that was made before these could be chosen
 WORK = 0.8  # part of the time that the steps get; the rest goes to loading, saving and what else the machine does
 
 
@@ -46,6 +47,7 @@ def pretrain(
     out: Path,
     *,
     crop_epochs: int = 8,
+    crop_lr: float = CropSettings.lr,
     formulas: int = 0,
     minutes: float | None = None,
     overrides: Sequence[str] = (),
@@ -55,6 +57,7 @@ def pretrain(
     config: mode full and backbone.weights none, as configs/pretrain_convnext.yaml. Its run stands on a backbone that
     was trained on crops of the same images for `crop_epochs` (0: not at all), which lies in RUN_crops. Each of the two
     parts is made once; the same command goes on where it stopped.
+    crop_lr: the learning rate of that part at its highest; a plain ViT wants a lower one than a ConvNeXt.
     formulas: classes of formula-drawn shapes that the crops hold besides.
     minutes: both parts get as many epochs, at most the configured ones, as fit into this time by a measurement at the
     first call; they are written down beside the crops, so that the recipe is one that other machines can repeat.
@@ -74,14 +77,16 @@ def pretrain(
         print(f"in about {minutes:g} minutes: --crop-epochs {crop_epochs} train.epochs={fitted['epochs']}")
     recipe = {
         "crop_epochs": str(crop_epochs),
+        "crop_lr": str(crop_lr),
         "formulas": str(formulas),
         "seed": str(settings.run.seed),
         "backbone": settings.backbone.name,
         "crop_data": digest,
     }
     if not backbone.exists():
-        _train_backbone(settings, backbone, crop_epochs, formulas, recipe)
-    elif recipe.items() - ({"formulas": "0"} | _facts(backbone)).items():
+        crop_settings = CropSettings(epochs=crop_epochs, lr=crop_lr, seed=settings.run.seed)
+        _train_backbone(settings, backbone, crop_settings, formulas, recipe)
+    elif recipe.items() - (UNTOLD | _facts(backbone)).items():
         raise _other_recipe(backbone)
     whole = [*overrides, f"backbone.weights={json.dumps(str(backbone.absolute()))}"]
     if not is_finished(run):
@@ -153,15 +158,15 @@ def _body(settings: schema.Settings) -> Backbone:
 
 
 def _train_backbone(
-    settings: schema.Settings, file: Path, epochs: int, formulas: int, recipe: Mapping[str, str]
+    settings: schema.Settings, file: Path, crop_settings: CropSettings, formulas: int, recipe: Mapping[str, str]
 ) -> None:
     started = time.perf_counter()
     body, facts = _body(settings), dict(recipe)
-    if epochs:
+    if crop_settings.epochs:
         crops = cut_crops(open_splits(settings.data).train, seed=settings.run.seed)
         if formulas:
             crops = add_formulas(crops, formulas, seed=settings.run.seed)
-        accuracy = train_on_crops(body, crops, CropSettings(epochs=epochs, seed=settings.run.seed))
+        accuracy = train_on_crops(body, crops, crop_settings)
         seconds = time.perf_counter() - started
         facts |= {"crops": str(len(crops.labels)), "crop_accuracy": f"{accuracy:.3f}", "crop_seconds": f"{seconds:.0f}"}
     write_weights(file, body.net.state_dict(), facts)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from cvpeft.data.render import CITIES, CLASSES, render_dataset, render_scene
+from cvpeft.data.render import CITIES, CLASSES, render_dataset, render_scene, renderers
 from cvpeft.data.render import dataset as dataset_module
 from cvpeft.data.render.camera import Camera, clip_polygon
 from cvpeft.data.render.covers import CIRCLE, LOSE, Cover, box, visible
@@ -230,6 +232,21 @@ def test_worker_count_changes_no_byte(rendered: Path, tmp_path: Path) -> None:
     _render(tmp_path, workers=2)
     assert _hashes(tmp_path) == _hashes(rendered)
     assert len(_hashes(tmp_path)) == 9
+
+
+def test_processes_serve_several_sets_and_change_no_byte(rendered: Path, tmp_path: Path) -> None:
+    with renderers(2) as pool:
+        _render(tmp_path / "b", city="b", pool=pool, workers=2)
+        _render(tmp_path / "a", pool=pool, workers=2)
+    assert _hashes(tmp_path / "a") == _hashes(rendered)
+
+
+def test_a_dead_process_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with renderers(2) as pool:
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(os._exit, 1).result()
+        with pytest.raises(ResourceError, match=r"E-WORKER .*train\.json - a rendering process died"):
+            _render(tmp_path, pool=pool, workers=2)
 
 
 def test_the_json_is_coco(rendered: Path) -> None:

@@ -110,6 +110,8 @@ def test_parts_of_another_recipe_are_not_mixed_in(made: Path) -> None:
     folder, out = made.parents[1], made.with_name("other.safetensors")
     with pytest.raises(ConfigError, match=r"tiny_crops.*made with other settings or data"):
         pretrain(folder / "pretrain.yaml", out, crop_epochs=2)
+    with pytest.raises(ConfigError, match=r"tiny_crops.*made with other settings or data"):
+        pretrain(folder / "pretrain.yaml", out, crop_epochs=1, crop_lr=1e-3)
     with pytest.raises(ConfigError, match=r"runs/tiny - it was made with other settings or data"):
         pretrain(folder / "pretrain.yaml", out, crop_epochs=1, overrides=["train.epochs=2"])
     assert not out.exists()

@@ -7,9 +7,10 @@ photo.py lens and sensor. dataset.py writes many scenes as COCO. noise.py and bl
 """
 
 from cvpeft.data.render.cities import CITIES, CLASSES, City, Rig
-from cvpeft.data.render.dataset import RENDERER_VERSION, is_rendered, render_dataset
+from cvpeft.data.render.dataset import RENDERER_VERSION, is_rendered, render_dataset, renderers
 from cvpeft.data.render.scene import Scene, render_scene
 
 __all__ = [
     "CITIES", "CLASSES", "RENDERER_VERSION", "City", "Rig", "Scene", "is_rendered", "render_dataset", "render_scene",
+    "renderers",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cvpeft.data.render.cities import CITIES, CLASSES
 from cvpeft.data.render.scene import render_scene
 from cvpeft.errors import DataError, ResourceError
 
-__all__ = ["RENDERER_VERSION", "is_rendered", "render_dataset"]
+__all__ = ["RENDERER_VERSION", "is_rendered", "render_dataset", "renderers"]
 
 RENDERER_VERSION = "1.2"  # part of every seed: another picture from the same arguments needs another version
 LEAST_SIZE = 64  # px
@@ -57,11 +58,12 @@ class _Job:
 
 def render_dataset(
     out: Path, city: str, images: int, seed: int, size: tuple[int, int] = (480, 640), name: str = "train",
-    workers: int | None = None, progress: bool = True,
+    workers: int | None = None, progress: bool = True, pool: ProcessPoolExecutor | None = None,
 ) -> Path:  # fmt: skip
     """Write out/images/*.jpg and the COCO file out/{name}.json, and return the latter's path.
 
-    size: (h, w) px; workers: processes, the number of cores when None. An image depends on renderer version, city,
+    size: (h, w) px; workers: processes, the number of cores when None, started for this set alone unless a `pool` of
+    `renderers` is given. An image depends on renderer version, city,
     name, seed, index and size alone. A finished set with the same arguments is left as it is; a broken-off one is
     completed. DataError: an unknown city or a senseless number, or files in the way that another set of arguments
     wrote; nothing is overwritten then.
@@ -70,10 +72,28 @@ def render_dataset(
     _check(job)
     finished = _finished(job)
     todo = [i for i in range(images) if not (finished and (job.out / job.file_name(i)).exists())]
-    rows = _run(job, todo, workers or os.cpu_count() or 1, progress)
+    rows = _run(job, todo, workers or _cores(), progress, pool)
     if not finished:
         _write_json(job, rows)
     return job.json
+
+
+@contextmanager
+def renderers(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Processes for several calls of `render_dataset`: each makes its ground tiles once, which takes it seconds.
+
+    None starts before there is something to do, and none stays afterwards. workers: the number of cores when None.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers or _cores(), context, initializer=_single_thread)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _check(job: _Job) -> None:
@@ -128,32 +148,34 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
     return "holds " + ", ".join(f"{key} {found.get(key)!r} instead of {asked[key]!r}" for key in keys)
 
 
-def _run(job: _Job, todo: list[int], workers: int, progress: bool) -> list[dict[str, Any]]:
+def _run(
+    job: _Job, todo: list[int], workers: int, progress: bool, pool: ProcessPoolExecutor | None
+) -> list[dict[str, Any]]:
     """Render the images in order of their index and write each as it comes."""
     bar = tqdm(total=len(todo), desc=f"render {job.city}/{job.name}", unit="image", disable=not progress or not todo)
     rows = []
     with bar:
-        for row, data in _rendered(job, todo, min(workers, -(-len(todo) // CHUNK))):
+        for row, data in _rendered(job, todo, min(workers, -(-len(todo) // CHUNK)), pool):
             _put(job.out / job.file_name(row["index"]), data)
             rows.append(row)
             bar.update()
     return rows
 
 
-def _rendered(job: _Job, todo: list[int], workers: int) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The results of `_one`, in order, from this process or from a pool."""
+def _rendered(
+    job: _Job, todo: list[int], workers: int, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The results of `_one`, in order, from a pool or from this process."""
     if workers <= 1:
         yield from (_one(job, index) for index in todo)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_single_thread)
-    try:
-        yield from pool.map(_one, [job] * len(todo), todo, chunksize=CHUNK)
-    except BrokenProcessPool as error:
-        fix = "run the same command with fewer workers; what is rendered is kept"
-        why = "most often memory ran out"
-        raise ResourceError("WORKER", "a rendering process died", where=str(job.json), why=why, fix=fix) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with nullcontext(pool) if pool else renderers(workers) as processes:
+        try:
+            yield from processes.map(_one, [job] * len(todo), todo, chunksize=CHUNK)
+        except BrokenProcessPool as error:
+            fix = "run the same command with fewer workers; what is rendered is kept"
+            why = 'most often memory ran out, or a script does not guard its start by `if __name__ == "__main__"`'
+            raise ResourceError("WORKER", "a rendering process died", where=str(job.json), why=why, fix=fix) from error
 
 
 def _single_thread() -> None:
