@@ -123,6 +123,22 @@ class Adapter(nn.Module):
         """Tensors that HF peft stored at this place, in the one form that `to_hf` gives where it knows several."""
         return tensors
 
+    @classmethod
+    def hf_numbers(cls, forms: Mapping[str, Foreign]) -> dict[str, Any]:
+        """Rank and alpha of all places as adapter_config.json has them: the first's, and as patterns those that differ.
+
+        forms: path -> what `to_hf` gave, at least one. AdapterError: HF peft cannot say it.
+        """
+        first = next(iter(forms.values()))
+        numbers: dict[str, Any] = {}
+        if first.rank is not None:
+            ranks = {path: form.rank for path, form in forms.items() if form.rank != first.rank}
+            numbers |= {"r": first.rank, "rank_pattern": ranks}
+        if first.alpha is not None:
+            alphas = {path: form.alpha for path, form in forms.items() if form.alpha != first.alpha}
+            numbers |= {first.alpha_name: first.alpha, "alpha_pattern": alphas}
+        return numbers
+
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
         """Own tensors of a weighted mix of several trained states of this Adapter: their weighted sum.
 

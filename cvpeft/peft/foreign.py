@@ -29,8 +29,9 @@ def to_hf(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     AdapterError: no method, two of them, or one that HF peft does not have.
     """
     known, first = _forms(model)
+    kind = type(adapters(model)[next(iter(known))][0])
     tensors = {f"{PREFIX}{path}.{name}": t for path, form in known.items() for name, t in form.tensors.items()}
-    return _config(known, first), {**tensors, **first.shared}
+    return _config(kind, known, first), {**tensors, **first.shared}
 
 
 def start_from_hf(model: nn.Module, folder: Path) -> None:
@@ -139,33 +140,10 @@ def _only(path: str, stack: Sequence[Adapter]) -> Adapter:
     return stack[0]
 
 
-def _config(forms: Mapping[str, Foreign], first: Foreign) -> dict[str, Any]:
+def _config(kind: type[Adapter], forms: Mapping[str, Foreign], first: Foreign) -> dict[str, Any]:
     # As one pattern, which has to match a whole path: the entries of a list also match the end of a longer one.
     targets = "|".join(map(re.escape, forms))
     config = {"peft_type": first.kind, "target_modules": targets, "inference_mode": True, **first.settings}
     for name in sorted({name for form in forms.values() for name in form.lists}):
         config[name] = [path for path, form in forms.items() if name in form.lists]
-    if first.kind == "ADALORA":
-        return config | _triplets(forms)
-    if first.rank is not None:
-        config["r"] = first.rank
-        config["rank_pattern"] = {path: form.rank for path, form in forms.items() if form.rank != first.rank}
-    if first.alpha is not None:
-        config[first.alpha_name] = first.alpha
-        config["alpha_pattern"] = {path: form.alpha for path, form in forms.items() if form.alpha != first.alpha}
-    return config
-
-
-def _triplets(forms: Mapping[str, Foreign]) -> dict[str, Any]:
-    """AdaLoRA's numbers: every place begins with the most triplets that one has, and a mask tells which are kept.
-
-    AdapterError: scales differ, of which HF peft has one.
-    """
-    ranks = {path: form.rank or 1 for path, form in forms.items()}
-    scales = {path: (form.alpha or 0.0) / ranks[path] for path, form in forms.items()}
-    start, scale = max(ranks.values()), next(iter(scales.values()))
-    if other := [path for path, one in scales.items() if not math.isclose(one, scale, rel_tol=1e-6)]:
-        what = f"alpha / rank is {scales[other[0]]:g} at {other[0]} and {scale:g} elsewhere"
-        raise AdapterError("FOREIGN", what, why="HF peft's AdaLoRA has one", fix="export to ONNX, or merged weights")
-    masks = {f"{path}.lora_E": [i < rank for i in range(start)] for path, rank in ranks.items() if rank < start}
-    return {"init_r": start, "target_r": start, "lora_alpha": scale * start, "rank_pattern": masks}
+    return config | kind.hf_numbers(forms)

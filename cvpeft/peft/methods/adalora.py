@@ -13,6 +13,7 @@ Letters: I inputs, O outputs, R rank, k side of a kernel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -87,6 +88,22 @@ class AdaLora(WeightChange):
             return None
         rank = len(self.values)
         return Foreign("ADALORA", self._as_hf(), {"total_step": 1}, rank, self.scale * rank, "lora_alpha")
+
+    @classmethod
+    def hf_numbers(cls, forms: Mapping[str, Foreign]) -> dict[str, Any]:
+        """Every place begins with the most triplets that one has, and a mask tells which are kept.
+
+        AdapterError: scales differ, of which HF peft has one.
+        """
+        ranks = {path: form.rank or 1 for path, form in forms.items()}
+        scales = {path: (form.alpha or 0.0) / ranks[path] for path, form in forms.items()}
+        start, scale = max(ranks.values()), next(iter(scales.values()))
+        if other := [path for path, one in scales.items() if not math.isclose(one, scale, rel_tol=1e-6)]:
+            what = f"alpha / rank is {scales[other[0]]:g} at {other[0]} and {scale:g} elsewhere"
+            why, fix = "HF peft's AdaLoRA has one", "export to ONNX, or merged weights"
+            raise AdapterError("FOREIGN", what, why=why, fix=fix)
+        masks = {f"{path}.lora_E": [i < rank for i in range(start)] for path, rank in ranks.items() if rank < start}
+        return {"init_r": start, "target_r": start, "lora_alpha": scale * start, "rank_pattern": masks}
 
     @classmethod
     def from_hf(cls, stored: Foreign) -> dict[str, Any] | None:
