@@ -63,10 +63,9 @@ def render_dataset(
     """Write out/images/*.jpg and the COCO file out/{name}.json, and return the latter's path.
 
     size: (h, w) px; workers: processes, the number of cores when None, started for this set alone unless a `pool` of
-    `renderers` is given. An image depends on renderer version, city,
-    name, seed, index and size alone. A finished set with the same arguments is left as it is; a broken-off one is
-    completed. DataError: an unknown city or a senseless number, or files in the way that another set of arguments
-    wrote; nothing is overwritten then.
+    `renderers` is given. An image depends on renderer version, city, name, seed, index and size alone. A finished set
+    with the same arguments is left as it is; a broken-off one is completed. DataError: an unknown city or a senseless
+    number, or files in the way that another set of arguments wrote; nothing is overwritten then.
     """
     job = _Job(Path(out), city, seed, images, (int(size[0]), int(size[1])), name)
     _check(job)
