@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cvpeft.data.render import CITIES, CLASSES, render_dataset, render_scene, renderers
+from cvpeft.data.render import CITIES, CLASSES, ground, render_dataset, render_scene, renderers, tiles
 from cvpeft.data.render import dataset as dataset_module
 from cvpeft.data.render.camera import Camera, clip_polygon
 from cvpeft.data.render.covers import CIRCLE, LOSE, Cover, box, visible
@@ -239,6 +239,32 @@ def test_processes_serve_several_sets_and_change_no_byte(rendered: Path, tmp_pat
         _render(tmp_path / "b", city="b", pool=pool, workers=2)
         _render(tmp_path / "a", pool=pool, workers=2)
     assert _hashes(tmp_path / "a") == _hashes(rendered)
+
+
+def test_a_tile_that_is_handed_on_is_the_tile_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_shared", [])
+    tiles.tile.cache_clear()
+    made = tiles.tile("asphalt_new")
+    tiles.share(tmp_path)
+    tiles.hand_on("asphalt_new")
+    assert [path.name for path in tmp_path.iterdir()] == ["asphalt_new.npz"]
+    tiles.tile.cache_clear()
+    monkeypatch.setattr(tiles, "paint_tile", lambda _: pytest.fail("it was made anew"))
+    found = tiles.tile("asphalt_new")
+    assert found.metres == made.metres
+    for one, other in ((found.face, made.face), (found.relief, made.relief)):
+        assert [level.shape for level in one] == [level.shape for level in other]
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_where_a_tile_cannot_be_handed_on_each_process_makes_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_shared", [tmp_path / "gone"])
+    tiles.hand_on("asphalt_new")
+    tiles.tile.cache_clear()
+    assert tiles.tile("asphalt_new").metres == ground.RECIPES["asphalt_new"][0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dead_process_is_told_in_one_sentence(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 In the order in which a picture comes about: cities.py holds what differs between cities; scene.py plans a scene and
 paints it; camera.py and ground.py give the road in perspective; surface.py and clutter.py what is painted and lies on
 it; covers.py, patterns.py and sprite.py the covers; light.py sun, shadow and water; street.py what stands around;
-photo.py lens and sensor. dataset.py writes many scenes as COCO. noise.py and blend.py serve all of them.
+photo.py lens and sensor. dataset.py writes many scenes as COCO, in processes that share the ground by tiles.py.
+noise.py and blend.py serve all of them.
 """
 
 from cvpeft.data.render.cities import CITIES, CLASSES, City, Rig

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from cvpeft.data.render.cities import CITIES, CLASSES
 from cvpeft.data.render.scene import render_scene
+from cvpeft.data.render.tiles import hand_on, share
 from cvpeft.errors import DataError, ResourceError
 
 __all__ = ["RENDERER_VERSION", "is_rendered", "render_dataset", "renderers"]
@@ -79,16 +81,17 @@ def render_dataset(
 
 @contextmanager
 def renderers(workers: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Processes for several calls of `render_dataset`: each makes its ground tiles once, which takes it seconds.
+    """Processes for several calls of `render_dataset`: they make each ground tile once, which takes seconds in all.
 
     None starts before there is something to do, and none stays afterwards. workers: the number of cores when None.
     """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers or _cores(), context, initializer=_single_thread)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with TemporaryDirectory(prefix="cvpeft-tiles-", ignore_cleanup_errors=True) as folder:
+        pool = ProcessPoolExecutor(workers or _cores(), context, initializer=_start, initargs=(Path(folder),))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _cores() -> int:
@@ -170,6 +173,9 @@ def _rendered(
         return
     with nullcontext(pool) if pool else renderers(workers) as processes:
         try:
+            grounds = {*CITIES[job.city].grounds, *CITIES[job.city].walks}
+            for name in sorted(grounds, reverse=True):  # stones before asphalt: they take longest
+                processes.submit(hand_on, name)
             yield from processes.map(_one, [job] * len(todo), todo, chunksize=CHUNK)
         except BrokenProcessPool as error:
             fix = "run the same command with fewer workers; what is rendered is kept"
@@ -177,9 +183,10 @@ def _rendered(
             raise ResourceError("WORKER", "a rendering process died", where=str(job.json), why=why, fix=fix) from error
 
 
-def _single_thread() -> None:
+def _start(folder: Path) -> None:
     """One thread per process: the pool already fills the cores."""
     cv2.setNumThreads(1)
+    share(folder)
 
 
 def _one(job: _Job, index: int) -> tuple[dict[str, Any], bytes]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cvpeft.data.render.ground import RECIPES, tile
+from cvpeft.data.render.ground import RECIPES
+from cvpeft.data.render.tiles import tile
 
 __all__ = ["draw_formula", "draw_formulas"]
 

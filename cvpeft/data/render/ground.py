@@ -13,7 +13,7 @@ import numpy as np
 
 from cvpeft.data.render.noise import Slopes, fractal, slopes, smoothstep, to_uint8, wrap_blur
 
-__all__ = ["RECIPES", "Tile", "look", "macro", "tile"]
+__all__ = ["RECIPES", "Tile", "look", "macro", "paint_tile"]
 
 FADE = 0.35  # levels over which one level of a tile gives way to the next: little is warped twice
 FLAT = 4  # from this level on no relief is left
@@ -178,9 +178,8 @@ RECIPES: dict[str, tuple[float, Callable[[np.random.Generator], Painted]]] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=16)
-def tile(name: str) -> Tile:
-    """The tile of a recipe, made once per process; the same on every machine and in every process."""
+def paint_tile(name: str) -> Tile:
+    """The tile of a recipe, in tenths of a second; the same on every machine and in every process."""
     metres, paint = RECIPES[name]
     rgb, height = paint(np.random.default_rng(zlib.crc32(name.encode())))
     columns, rows = (_levels(to_uint8(128 + SLOPE_UNIT * slope)) for slope in slopes(height))

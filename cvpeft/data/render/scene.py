@@ -14,7 +14,7 @@ from cvpeft.data.render.camera import Camera, polygon_mask
 from cvpeft.data.render.cities import City, Mix
 from cvpeft.data.render.clutter import after_covers, before_covers, collar
 from cvpeft.data.render.covers import BROKE, CIRCLE, GOOD, LOSE, UNCOVERED, Cover, box, gap, outlines, visible
-from cvpeft.data.render.ground import look, macro, tile
+from cvpeft.data.render.ground import look, macro
 from cvpeft.data.render.light import Light, draw_light, illuminate, shadow_mask, wet_ground
 from cvpeft.data.render.noise import Slopes, along
 from cvpeft.data.render.patterns import LIDS, Material
@@ -22,6 +22,7 @@ from cvpeft.data.render.photo import bonnet_mask, paint_bonnet, photograph
 from cvpeft.data.render.sprite import draw
 from cvpeft.data.render.street import KERB, Street, backdrop, kerb_parts
 from cvpeft.data.render.surface import Noise, Surface
+from cvpeft.data.render.tiles import tile
 
 __all__ = ["Plan", "Scene", "paint", "paint_street", "plan", "render_scene"]
 

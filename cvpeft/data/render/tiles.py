@@ -1,0 +1,49 @@
+"""The ground tiles that a process has at hand, and how the processes of one pool share the work of making them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from cvpeft.data.render.ground import Tile, paint_tile
+
+__all__ = ["hand_on", "share", "tile"]
+
+_shared: list[Path] = []  # the folder of this process's pool, if it has one
+
+
+@lru_cache(maxsize=16)
+def tile(name: str) -> Tile:
+    """The tile of a recipe, made once per process or read where another process of the pool has handed it on."""
+    file = _file(name)
+    return _read(file) if file and file.exists() else paint_tile(name)
+
+
+def share(folder: Path) -> None:
+    """Let this process find the tiles of others in a folder that is theirs alone and goes with them."""
+    _shared[:] = [folder]
+
+
+def hand_on(name: str) -> None:
+    """Make a tile for all processes that share the folder. Where there is no room for it, each makes its own."""
+    file = _file(name)
+    if file and not file.exists():
+        made, part = tile(name), file.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            with part.open("wb") as stream:
+                np.savez(stream, np.array([made.metres, len(made.face)]), *made.face, *made.relief)
+            os.replace(part, file)
+
+
+def _file(name: str) -> Path | None:
+    return _shared[0] / f"{name}.npz" if _shared else None
+
+
+def _read(file: Path) -> Tile:
+    with np.load(file, allow_pickle=False) as arrays:
+        (metres, faces), *levels = (arrays[f"arr_{number}"] for number in range(len(arrays)))
+    return Tile(float(metres), tuple(levels[: int(faces)]), tuple(levels[int(faces) :]))
