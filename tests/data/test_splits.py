@@ -9,6 +9,7 @@ import pytest
 from cvpeft.config import schema
 from cvpeft.data.coco import load_coco
 from cvpeft.data.render import render_dataset
+from cvpeft.data.split import split_json
 from cvpeft.data.splits import open_split, open_splits, render_missing
 from cvpeft.errors import ConfigError, DataError
 
@@ -52,6 +53,14 @@ def test_files_of_the_user_are_read_as_they_are(tmp_path: Path) -> None:
     write(tmp_path, coco(3), "train.json")
     write(tmp_path, coco(2), "val.json")
     assert len(open_splits(data(tmp_path)).train.images) == 3
+
+
+def test_a_part_of_a_rendered_file_is_read_as_it_is(tmp_path: Path) -> None:
+    """`cvpeft compare --sweep-lr` trains on such parts, and every training completes what the config renders."""
+    render_missing(data(tmp_path))
+    kept, held = split_json(tmp_path / "train.json", {"kept": 0.5, "held": 0.5})
+    splits = open_splits(data(tmp_path).model_copy(update={"train": (kept.file,), "val": (held.file,)}))
+    assert [len(split.images) for split in (splits.train, splits.val) if split] == [1, 1]
 
 
 def test_a_split_that_is_not_named_says_what_is(tmp_path: Path) -> None:

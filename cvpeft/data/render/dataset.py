@@ -134,8 +134,12 @@ def _finished(job: _Job) -> bool:
 
 
 def is_rendered(file: Path) -> bool:
-    """Whether a COCO json says of itself that `render_dataset` wrote it."""
-    return isinstance(_spec_of(file), dict)
+    """Whether a COCO json says of itself that `render_dataset` wrote it, and under this name.
+
+    A part of one that `cvpeft data split` made has its words and another name: it is the user's.
+    """
+    spec = _spec_of(file)
+    return isinstance(spec, dict) and spec.get("name") == file.stem
 
 
 def _spec_of(file: Path) -> Any:
