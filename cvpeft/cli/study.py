@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cvpeft.cli.parser import add_command, add_overrides
 from cvpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cvpeft.study.compare import Sweep
 
 __all__ = ["add_commands"]
 
@@ -87,6 +91,7 @@ def _compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--held-out", nargs=2, type=Path, metavar=("TRAIN", "VAL"), help="on these json files (cvpeft data split)"
     )
+    parser.add_argument("--sweep-epochs", type=int, metavar="N", help="epochs of each such try; else the config's")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
 
@@ -97,14 +102,10 @@ def run_compare(args: argparse.Namespace) -> int:
 
         print(cross(args.cities, args.out).read_text())
         return 0
-    from cvpeft.study.compare import Sweep, compare
+    from cvpeft.study.compare import compare
 
     if args.config is None:
         raise ConfigError("CONFIG", "no config is named", fix="cvpeft compare configs/potholes_lora.yaml --out DIR")
-    if bool(args.sweep_lr) != bool(args.held_out):
-        what, why = "--sweep-lr and --held-out belong together", "Rates chosen on the scored images would flatter"
-        raise ConfigError("SWEEP", what, why=why, fix="make the two json files with cvpeft data split")
-    sweep = Sweep(tuple(args.sweep_lr), *args.held_out) if args.sweep_lr else None
     table = compare(
         args.config,
         modes=args.modes,
@@ -112,10 +113,24 @@ def run_compare(args: argparse.Namespace) -> int:
         seeds=args.seeds,
         overrides=args.overrides,
         out=args.out,
-        sweep=sweep,
+        sweep=_sweep(args),
     )
     print(table.read_text())
     return 0
+
+
+def _sweep(args: argparse.Namespace) -> Sweep | None:
+    from cvpeft.study.compare import Sweep
+
+    if bool(args.sweep_lr) != bool(args.held_out):
+        what, why = "--sweep-lr and --held-out belong together", "Rates chosen on the scored images would flatter"
+        raise ConfigError("SWEEP", what, why=why, fix="make the two json files with cvpeft data split")
+    if not args.sweep_lr:
+        if args.sweep_epochs is not None:
+            raise ConfigError("SWEEP", "--sweep-epochs without --sweep-lr", why="Nothing is tried", fix="give both")
+        return None
+    train, val = args.held_out
+    return Sweep(tuple(args.sweep_lr), train, val, args.sweep_epochs)
 
 
 def _benchmark(commands: argparse._SubParsersAction) -> None:

@@ -45,11 +45,13 @@ class Sweep:
     """What each row tries first, with the first seed: multiples of the learning rate of what it trains in the backbone.
 
     train, val: COCO json files, parts of the training data (`cvpeft data split`), so that no scored image is seen.
+    epochs: of each try; as many as the table's trainings have when None.
     """
 
     factors: tuple[float, ...]
     train: Path
     val: Path
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class _Asked:
         parts += ["--modes", *self.modes, "--seeds", *map(str, self.seeds), "--out", str(self.out)]
         if s := self.sweep:
             parts += ["--sweep-lr", *(f"{factor:g}" for factor in s.factors), "--held-out", str(s.train), str(s.val)]
+            parts += ["--sweep-epochs", str(s.epochs)] if s.epochs else []
         for text in self.overrides:
             parts += ["--set", text]
         return shlex.join(parts)
@@ -212,8 +215,9 @@ def _swept(asked: _Asked, sweep: Sweep) -> dict[str, float]:
         what = f"the learning rates would be multiplied by {', '.join(f'{f:g}' for f in sweep.factors)}"
         raise ConfigError("SWEEP", what, fix="give two or more different numbers above 0")
     data = (f"data.train=[{_yaml(sweep.train)}]", f"data.val=[{_yaml(sweep.val)}]", "data.test=[]")
+    length = (f"train.epochs={sweep.epochs}",) if sweep.epochs is not None else ()
     tried = [
-        (factor, _plan(asked, row, f"{row}-x{factor:g}", asked.out / "sweep", asked.seeds[0], factor, data))
+        (factor, _plan(asked, row, f"{row}-x{factor:g}", asked.out / "sweep", asked.seeds[0], factor, (*data, *length)))
         for row in asked.rows
         if row != "frozen"
         for factor in sweep.factors
@@ -238,9 +242,10 @@ def _notes(sweep: Sweep | None, factors: Mapping[str, float], plans: Sequence[Pl
     rates = {plan.mode: getattr(plan.settings.train.lr, _swept_part(plan.mode)) for plan in plans}
     chosen = ", ".join(f"{row} {rates[row]:g}" for row in factors)
     times = ", ".join(f"{factor:g}" for factor in sweep.factors)
+    length = f" with train.epochs={sweep.epochs}" if sweep.epochs else ""
     return [
-        f"Each row first tried {times} times its learning rate with one seed, trained on {sweep.train.name} and "
-        f"scored on {sweep.val.name} (sweep.csv); taken were: {chosen}."
+        f"Each row first tried {times} times its learning rate with one seed, trained{length} on {sweep.train.name} "
+        f"and scored on {sweep.val.name} (sweep.csv); taken were: {chosen}."
     ]
 
 

@@ -154,7 +154,21 @@ def test_each_row_finds_its_rate_on_what_was_held_out(tmp_path: Path, calls: Cal
     for factors in ((1.0,), (0.0, 1.0)):
         with pytest.raises(ConfigError, match="multiplied by"):
             compare(file, modes=("full",), out=tmp_path / "no", sweep=Sweep(factors, sweep.train, sweep.val))
-    assert main(["compare", str(file), "--sweep-lr", "1", "2", "--out", str(tmp_path / "no")]) == 2
+    for half in (["--sweep-lr", "1", "2"], ["--sweep-epochs", "2"]):
+        assert main(["compare", str(file), *half, "--out", str(tmp_path / "no")]) == 2
+
+
+def test_a_sweep_may_be_shorter_than_the_table(tmp_path: Path, calls: Calls) -> None:
+    file, out = config(tmp_path), tmp_path / "out"
+    sweep = Sweep((1.0, 4.0), tmp_path / "train" / "train.json", tmp_path / "test" / "test.json", epochs=1)
+    text = compare(file, modes=(), methods=("ia3",), out=out, sweep=sweep).read_text()
+    lengths = {
+        name: load(out / folder / name / "config.resolved.yaml", methods=signatures()).train.epochs
+        for folder, name in (("sweep", "ia3-x1"), ("sweep", "ia3-x4"), ("runs", "ia3-seed0"))
+    }
+    assert lengths == {"ia3-x1": 1, "ia3-x4": 1, "ia3-seed0": 2}
+    assert "trained with train.epochs=1 on train.json" in text
+    assert " --sweep-epochs 1\n" in text
 
 
 def test_intervals_and_advice_come_from_redrawn_images(done: Path) -> None:
