@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -201,6 +202,17 @@ def test_another_broken_pipe_is_not_hushed_up(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("cvpeft.cli.data.run_stats", broken)
     with pytest.raises(BrokenPipeError):
         main(["data", "stats", "a.json"])
+
+
+@pytest.mark.parametrize("argv", [["train", "configs/manhole_lora.yaml", "run.name={}"], ["train", "{}.yaml"],
+                                  ["eval", "{}"], ["export", "{}"]])  # fmt: skip
+def test_a_name_that_no_file_can_have_is_one_sentence(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([text.format("a" * 300) for text in argv]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert re.search(
+        r"^E-\w+ a{40}\.\.\. - a name of 30\d bytes is longer than the file system takes\. Fix: ", told, re.M
+    )
 
 
 def test_help_does_not_import_torch() -> None:

@@ -7,11 +7,13 @@ reader that had enough, as `head` has.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from cvpeft import __version__
 from cvpeft.cli import data, results, serving, study, training
@@ -49,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _nobody_reads():
             raise
         return 141
+    except OSError as error:  # any command may be given such a name, in any of its arguments
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = max(PurePath(str(error.filename)).parts, key=len)
+        what = f"a name of {len(os.fsencode(name))} bytes is longer than the file system takes"
+        return _told(f"E-NAME {name[:40]}... - {what}. Fix: choose a shorter one", 2, debug=args.debug)
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
