@@ -204,8 +204,7 @@ def test_another_broken_pipe_is_not_hushed_up(monkeypatch: pytest.MonkeyPatch) -
         main(["data", "stats", "a.json"])
 
 
-@pytest.mark.parametrize("argv", [["train", "configs/manhole_lora.yaml", "run.name={}"], ["train", "{}.yaml"],
-                                  ["eval", "{}"], ["export", "{}"]])  # fmt: skip
+@pytest.mark.parametrize("argv", [["train", "{}.yaml"], ["eval", "{}"], ["export", "{}"]])
 def test_a_name_that_no_file_can_have_is_one_sentence(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([text.format("a" * 300) for text in argv]) == 2
     told = capsys.readouterr().err
