@@ -260,11 +260,14 @@ def test_a_tile_that_is_handed_on_is_the_tile_itself(tmp_path: Path, monkeypatch
 def test_where_a_tile_cannot_be_handed_on_each_process_makes_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "_shared", [tmp_path / "gone"])
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setattr(tiles, "_shared", [in_the_way / "gone"])
     tiles.hand_on("asphalt_new")
     tiles.tile.cache_clear()
     assert tiles.tile("asphalt_new").metres == ground.RECIPES["asphalt_new"][0]
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [in_the_way]
+    assert not in_the_way.read_bytes()
 
 
 def test_a_dead_process_is_told_in_one_sentence(tmp_path: Path) -> None:

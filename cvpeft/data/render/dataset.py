@@ -188,7 +188,7 @@ def _rendered(
 
 
 def _start(folder: Path) -> None:
-    """One thread per process: the pool already fills the cores."""
+    """One thread per process, for the pool already fills the cores; ground tiles are shared through its folder."""
     cv2.setNumThreads(1)
     share(folder)
 

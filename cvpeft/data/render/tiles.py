@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from cvpeft.data.render.ground import Tile, paint_tile
+from cvpeft.errors import ResourceError
+from cvpeft.files import replacing
 
 __all__ = ["hand_on", "share", "tile"]
 
@@ -32,11 +33,9 @@ def hand_on(name: str) -> None:
     """Make a tile for all processes that share the folder. Where there is no room for it, each makes its own."""
     file = _file(name)
     if file and not file.exists():
-        made, part = tile(name), file.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
-            with part.open("wb") as stream:
-                np.savez(stream, np.array([made.metres, len(made.face)]), *made.face, *made.relief)
-            os.replace(part, file)
+        made = tile(name)
+        with suppress(ResourceError), replacing(file) as part, part.open("wb") as stream:
+            np.savez(stream, np.array([made.metres, len(made.face)]), *made.face, *made.relief)
 
 
 def _file(name: str) -> Path | None:
