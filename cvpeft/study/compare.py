@@ -77,7 +77,7 @@ class _Asked:
         parts += ["--modes", *self.modes, "--seeds", *map(str, self.seeds), "--out", str(self.out)]
         if s := self.sweep:
             parts += ["--sweep-lr", *(f"{factor:g}" for factor in s.factors), "--held-out", str(s.train), str(s.val)]
-            parts += ["--sweep-epochs", str(s.epochs)] if s.epochs else []
+            parts += ["--sweep-epochs", str(s.epochs)] if s.epochs is not None else []
         for text in self.overrides:
             parts += ["--set", text]
         return shlex.join(parts)
@@ -242,7 +242,7 @@ def _notes(sweep: Sweep | None, factors: Mapping[str, float], plans: Sequence[Pl
     rates = {plan.mode: getattr(plan.settings.train.lr, _swept_part(plan.mode)) for plan in plans}
     chosen = ", ".join(f"{row} {rates[row]:g}" for row in factors)
     times = ", ".join(f"{factor:g}" for factor in sweep.factors)
-    length = f" with train.epochs={sweep.epochs}" if sweep.epochs else ""
+    length = f" with train.epochs={sweep.epochs}" if sweep.epochs is not None else ""
     return [
         f"Each row first tried {times} times its learning rate with one seed, trained{length} on {sweep.train.name} "
         f"and scored on {sweep.val.name} (sweep.csv); taken were: {chosen}."
