@@ -267,12 +267,13 @@ def _check_protocol(plans: Sequence[Plan]) -> None:
             raise _mixed(plan, "another config")
         if is_finished(plan.folder) and read_config(plan.folder / "adapter")["data"] != _digest(plan.settings.data):
             raise _mixed(plan, "other data: the json files have changed since")
-    bases: dict[int, set[str]] = {}
+    bases: dict[tuple[int, bool], set[str]] = {}
     for plan in plans:
         if plan.mode != "full" and is_finished(plan.folder):  # mode full keeps no base
             random = plan.settings.backbone.weights == "none"  # then each seed has its own
+            whole = plan.settings.peft.scope == "detector" and plan.mode != "frozen"  # neck and head belong to it
             digest = read_config(plan.folder / "adapter")["base"]["sha256"]
-            bases.setdefault(plan.settings.run.seed if random else 0, set()).add(digest)
+            bases.setdefault((plan.settings.run.seed if random else 0, whole), set()).add(digest)
     if any(len(found) > 1 for found in bases.values()):
         raise _mixed(plans[0], "other base weights than the next ones")
 

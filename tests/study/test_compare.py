@@ -220,6 +220,20 @@ def test_runs_of_another_config_or_other_data_are_refused(done: Path, calls: Cal
     assert calls == []
 
 
+def test_methods_all_over_the_detector_stand_beside_a_frozen_backbone(
+    done: Path, calls: Calls, tmp_path: Path
+) -> None:
+    """With scope detector neck and head belong to the base of the methods, and not to that of mode frozen."""
+    run = shutil.copytree(done / "out" / "runs" / "adapters-seed0", tmp_path / "base")
+    base = export_weights_run(run)
+    whole = (f"backbone.weights={json.dumps(str(base))}", "peft.scope=detector", "train.epochs=1")
+    both = {"modes": ("adapters", "frozen"), "seeds": (0, 1), "overrides": whole, "out": tmp_path / "out"}
+    compare(done / "tiny.yaml", **both)
+    assert [name for _, name in calls] == ["adapters-seed0", "adapters-seed1", "frozen-seed0", "frozen-seed1"]
+    compare(done / "tiny.yaml", **both)
+    assert len(calls) == 4
+
+
 def test_runs_on_other_base_weights_are_refused(done: Path, calls: Calls, tmp_path: Path) -> None:
     out = shutil.copytree(done / "out", tmp_path / "out")
     for resolved in out.rglob("config.resolved.yaml"):
