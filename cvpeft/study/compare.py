@@ -6,6 +6,7 @@ what was interrupted goes on: the same command always completes the same table.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import signal
@@ -17,10 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
-from cvpeft.detector.saved import RESOLVED, read_config, run_folder
+from cvpeft.data.coco import load_coco
+from cvpeft.data.splits import open_split
+from cvpeft.detector.adapt import with_methods
+from cvpeft.detector.device import processor
+from cvpeft.detector.saved import RESOLVED, WEIGHTS, read_config, run_folder
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, DataError, NumericalError, ResourceError
 from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
@@ -34,6 +41,8 @@ __all__ = ["Sweep", "compare"]
 
 PROGRAM = (sys.executable, "-m", "cvpeft.cli")
 OWN = ("run.name", "run.seed", "run.dir", "peft.mode")  # settings that tell the runs apart
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+FIGURES = ("metrics.json", "predictions.json")  # of an evaluation; a full disk may have kept them from being written
 ROUNDS = 10  # in which latencies are measured
 KINDS: Mapping[int, type[CvpeftError]] = {
     kind.exit_code: kind for kind in (ConfigError, CheckpointError, ResourceError, NumericalError)
@@ -129,8 +138,8 @@ def compare(
         print(f"[{number}/{len(plans)}] {plan.settings.run.name}", file=sys.stderr)
         if not is_finished(plan.folder):
             _call("train", str(config), *plan.overrides, name=plan.settings.run.name)
-        if split == "test" and not (plan.folder / "eval" / "test" / "metrics.json").exists():
-            _call("eval", str(plan.folder), "--split", "test", name=plan.settings.run.name)
+        if any(not (plan.folder / "eval" / split / name).exists() for name in FIGURES):
+            _call("eval", str(plan.folder), "--split", split, name=plan.settings.run.name)
         _check_protocol(plans)
         outcomes.append(read_outcome(plan.folder, plan.mode, plan.settings, split))
         write_tables(
@@ -141,17 +150,22 @@ def compare(
 
 
 def _latencies(plans: Sequence[Plan], out: Path) -> dict[str, Latency]:
-    """Row -> how long its first run takes for an image; of all rows in turn, kept in out/latency.json."""
+    """Row -> how long its first run takes for an image; of all rows in turn, kept in out/latency.json for these very
+    adapters on this machine.
+    """
     first: dict[str, Path] = {}
     for plan in plans:
         first.setdefault(plan.mode, plan.folder)
     file = out / "latency.json"
+    of = {row: hashlib.sha256((run / "adapter" / WEIGHTS).read_bytes()).hexdigest() for row, run in first.items()}
+    where = f"{processor()}, {torch.get_num_threads()} threads"
     if file.exists():
-        kept: dict[str, Latency] = json.loads(file.read_text(encoding="utf-8"))
-        if kept.keys() == first.keys():
-            return kept
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if kept.get("of") == of and kept.get("where") == where:
+            found: dict[str, Latency] = kept["ms"]
+            return found
     found = latencies(first, rounds=ROUNDS)
-    write_whole(file, json.dumps(found, indent=1))
+    write_whole(file, json.dumps({"where": where, "of": of, "ms": found}, indent=1))
     return found
 
 
@@ -194,6 +208,7 @@ def _plan(
         part = _swept_part(row)
         texts = (*texts, f"train.lr.{part}={getattr(settings.train.lr, part) * factor:.6g}")
         settings = load(path, texts, methods=signatures())
+    settings = settings.model_copy(update={"peft": with_methods(settings.peft)})  # as the run will write it down
     return Plan(row, settings, texts)
 
 
@@ -223,6 +238,7 @@ def _swept(asked: _Asked, sweep: Sweep) -> dict[str, float]:
         for factor in sweep.factors
     ]
     _check_protocol([plan for _, plan in tried])
+    _check_held_out(_plans(asked, {})[0].settings, sweep)
     results: list[dict[str, Any]] = []
     for number, (factor, plan) in enumerate(tried, 1):
         print(f"[sweep {number}/{len(tried)}] {plan.settings.run.name}", file=sys.stderr)
@@ -232,8 +248,29 @@ def _swept(asked: _Asked, sweep: Sweep) -> dict[str, float]:
         rate = getattr(plan.settings.train.lr, _swept_part(plan.mode))
         results.append({"mode": plan.mode, "factor": factor, "lr": rate, "AP": found["AP"], "AP50": found["AP50"]})
         write_whole(asked.out / "sweep.csv", csv_text(results))
-    return {row: max((r for r in results if r["mode"] == row), key=lambda r: r["AP"] or 0)["factor"] for row in
+    if any(result["AP"] is None for result in results):
+        what, why = "there is no box to find", "No learning rate can be chosen by it"
+        raise ConfigError("SWEEP", what, where=str(sweep.val), why=why, fix="hold other images out")
+    return {row: max((r for r in results if r["mode"] == row), key=lambda r: r["AP"])["factor"] for row in
             dict.fromkeys(r["mode"] for r in results)}  # fmt: skip
+
+
+def _check_held_out(settings: schema.Settings, sweep: Sweep) -> None:
+    """No image may be in both files of a sweep, nor any of them among those that the table is scored on."""
+    split = _split(settings)
+    paths = {file: {image.path.resolve() for image in load_coco([file]).images} for file in (sweep.train, sweep.val)}
+    classes = open_split(settings.data, "train", settings.data.classes).classes
+    scored = {image.path.resolve() for image in open_split(settings.data, split, classes).images}
+    both = paths[sweep.train] & paths[sweep.val]
+    for file, shared, other in (
+        (sweep.val, both, str(sweep.train)),
+        (sweep.train, paths[sweep.train] & scored, f"data.{split}"),
+        (sweep.val, paths[sweep.val] & scored, f"data.{split}"),
+    ):
+        if shared:
+            what = f"{len(shared)} of its images are in {other} too, such as {min(shared)}"
+            why, fix = "Rates chosen by them would flatter", "make both files from data.train by cvpeft data split"
+            raise ConfigError("SWEEP", what, where=str(file), why=why, fix=fix)
 
 
 def _notes(sweep: Sweep | None, factors: Mapping[str, float], plans: Sequence[Plan]) -> list[str]:
@@ -306,12 +343,16 @@ def _make_needs(settings: schema.Settings) -> None:
 
 
 def _call(*arguments: str, name: str) -> None:
-    """Run a command of ours in a fresh process, all its output on stderr; its error becomes one of the same kind."""
+    """Run a command of ours in a fresh process, all its output on stderr; its error becomes one of the same kind.
+
+    Interrupted: a signal came, whatever the child made of it: it may have been too young or too far to heed it.
+    """
     command = [*PROGRAM, *arguments]
-    with subprocess.Popen(command, stdout=2, start_new_session=True) as child, _forwarded(child):  # noqa: S603
+    with subprocess.Popen(command, stdout=2, start_new_session=True) as child, _forwarded(child) as came:  # noqa: S603
         code = _ended(child)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise Interrupted(code - 128, Path(name))
+    signums = [*came, *(code - 128 for signum in STOPPING if code == 128 + signum)]
+    if signums:
+        raise Interrupted(signums[0], Path(name))
     if code:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         why = "Mostly memory did not suffice" if code == -signal.SIGKILL else "What it said stands above"
@@ -329,15 +370,20 @@ def _ended(child: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Signals go on to the child, which saves its state; it has a session of its own, so none reaches it twice."""
+def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Signals go on to the child, which saves its state; it has a session of its own, so none reaches it twice.
+
+    The list has those that came.
+    """
+    came: list[int] = []
 
     def forward(signum: int, _: object) -> None:
+        came.append(signum)
         child.send_signal(signum)
 
-    before: dict[int, Any] = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {s: signal.signal(s, forward) for s in STOPPING}
     try:
-        yield
+        yield came
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -12,6 +12,7 @@ from typing import Any
 from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
+from cvpeft.detector.adapt import with_methods
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
@@ -51,7 +52,8 @@ def train_job(config: Path, overrides: Sequence[str] = ()) -> Path:
     if settings.data.test:
         _tell(evaluate_run(folder, split="test"))
     elif settings.data.val:
-        _tell(folder / "eval" / "val")
+        figures = folder / "eval" / "val"
+        _tell(figures if (figures / "metrics.json").exists() else evaluate_run(folder, split="val"))
     print(f"adapter: {folder / 'adapter'}\nnext:    cvpeft export {_short(folder)}")
     return folder
 
@@ -60,7 +62,10 @@ def _lacks_only_the_test(settings: schema.Settings) -> bool:
     """Whether this very run is trained and was stopped before its test data were scored."""
     folder = run_folder(settings)
     unscored = bool(settings.data.test) and not (folder / "eval" / "test" / "metrics.json").exists()
-    return unscored and is_finished(folder) and same_run(folder / RESOLVED, settings)
+    if not unscored or not is_finished(folder):
+        return False
+    whole = settings.model_copy(update={"peft": with_methods(settings.peft)})  # as the run has written it down
+    return same_run(folder / RESOLVED, whole)
 
 
 def _make(config: Path) -> None:

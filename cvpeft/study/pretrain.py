@@ -67,6 +67,7 @@ def pretrain(
     if settings.peft.mode != "full" or settings.backbone.weights != "none":
         what = f"peft.mode is {settings.peft.mode}, backbone.weights {settings.backbone.weights}"
         raise ConfigError("PRETRAIN", what, where=str(config), why="A base is trained whole", fix="set full and none")
+    _check_numbers(crop_epochs, crop_lr, formulas, minutes)
     refuse_existing(out, fix="move it away")
     run = run_folder(settings)
     backbone = run.with_name(f"{run.name}_crops") / "backbone.safetensors"
@@ -96,6 +97,18 @@ def pretrain(
     _write(run, backbone, out)
     print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return out
+
+
+def _check_numbers(crop_epochs: int, crop_lr: float, formulas: int, minutes: float | None) -> None:
+    """Before the first scene is rendered."""
+    for name, value, fits in (
+        ("--crop-epochs", crop_epochs, crop_epochs >= 0),
+        ("--crop-lr", crop_lr, 0 < crop_lr < float("inf")),
+        ("--formulas", formulas, formulas >= 0),
+        ("--minutes", minutes, minutes is None or 0 < minutes < float("inf")),
+    ):
+        if not fits:
+            raise ConfigError("PRETRAIN", f"{name} is {value}", fix="give no negative number, and for rate and time one above 0")
 
 
 def _data_digest(settings: schema.Settings) -> str:

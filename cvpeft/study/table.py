@@ -23,6 +23,7 @@ __all__ = ["csv_text", "write_tables"]
 
 Row = Mapping[str, Any]
 FIGURES = ("AP", "AP50", "seconds", "step_seconds", "peak_memory_mib")
+OTHERS = {"full": "full fine-tuning", "frozen": "a frozen backbone"}  # rows without an adapter
 SURE = 0.95  # share of the redrawn image sets that an interval holds, and that a difference must show in
 
 
@@ -75,12 +76,20 @@ def _row(mine: Sequence[Outcome]) -> dict[str, Any]:
         row[name] = statistics.fmean(values)
         row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     low, high = np.nanquantile(_redrawn(mine), [(1 - SURE) / 2, (1 + SURE) / 2])
-    return {**row, "AP_low": float(low), "AP_high": float(high)}
+    # Mirrored about AP: interpolated AP is higher on redrawn images than on their own, so the draws lie above it, and
+    # their own quantiles would hold the truth in three of four cases only.
+    return {**row, "AP_low": max(0.0, 2 * row["AP"] - float(high)), "AP_high": min(1.0, 2 * row["AP"] - float(low))}
 
 
 def _redrawn(mine: Sequence[Outcome]) -> np.ndarray:
-    """(S,) mean AP over the seeds on each of the redrawn image sets, the same for all modes; nan without a box."""
-    return np.asarray(np.mean([outcome.samples[:, 0] for outcome in mine], axis=0))
+    """(S,) mean AP over the seeds, which are redrawn as well, on each of the redrawn image sets; nan without a box.
+
+    All rows are scored on the same draws of images, those with as many seeds on the same draws of seeds.
+    """
+    samples = np.array([outcome.samples[:, 0] for outcome in mine])  # (seeds, S)
+    count, draws = samples.shape
+    seeds = np.random.default_rng(0).integers(count, size=(count, draws))
+    return np.asarray(samples[seeds, np.arange(draws)].mean(axis=0))
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -103,7 +112,7 @@ COLUMNS: Sequence[tuple[str, Callable[[Row], str]]] = (
     *((part, lambda r, part=part: f"{r[part]:,}") for part in PARTS),
     ("file MiB", lambda r: f"{r['file_mib']:.2f}"),
     ("AP", lambda r: _spread(r, "AP", 3)),
-    ("over images", lambda r: f"{r['AP_low']:.3f} to {r['AP_high']:.3f}"),
+    ("95 % interval", lambda r: f"{r['AP_low']:.3f} to {r['AP_high']:.3f}"),
     ("% of full", lambda r: "" if r["AP_of_full"] is None else f"{100 * r['AP_of_full']:.0f}"),
     ("AP50", lambda r: _spread(r, "AP50", 3)),
     ("seconds", lambda r: _spread(r, "seconds", 0)),
@@ -141,7 +150,7 @@ def _caption(outcomes: Sequence[Outcome], settings: schema.Settings, split: str,
         where += f". The same images chose the epoch ({epochs}), which flatters all modes a little"
     lines = [
         f"{where}.",
-        f"Over images: where AP lies in {SURE:.0%} of {len(outcomes[0].samples)} draws of as many images, some twice.",
+        f"95 % interval: the bootstrap's, over {len(outcomes[0].samples)} draws of as many images and seeds, some twice.",
         "Parameters are the trained ones, by part; the file holds all of them.",
         "Seconds of training, evaluations left out; peak memory of the training process, or of the GPU.",
         "ms of one network input: in torch, float32, on this machine's CPU, all rows in turn.",
@@ -166,7 +175,7 @@ def _machines(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _advice(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
-    """Which row to take on these data: the smallest file among those that are not surely worse than the best."""
+    """Which row to take on these data: the smallest file among those that are not surely worse than the best one."""
     taken = [row for row in rows if row["adapter"]]
     if not taken or len(rows) < 2:
         return []
@@ -174,23 +183,22 @@ def _advice(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
     best = max(taken, key=lambda row: row["AP"])
     equal = [row for row in taken if _share(samples[best["mode"]], samples[row["mode"]]) < SURE]
     chosen = min(equal, key=lambda row: row["file_mib"])
-    text = f"On these images take {_label(chosen)}: AP {_spread(chosen, 'AP', 3)} from {chosen['adapter']:,} parameters"
+    others = {name: row for row in rows if (name := row["mode"]) in OTHERS}
+    above = {name: _share(samples[chosen["mode"]], samples[name]) for name in others}
+    told = f"{_label(chosen)}: AP {_spread(chosen, 'AP', 3)} from {sum(chosen[part] for part in PARTS):,} parameters"
+    if "frozen" in above and above["frozen"] < SURE:
+        frozen = _spread(others["frozen"], "AP", 3)
+        text = f"These images do not tell whether any row is better than a frozen backbone (AP {frozen}). {told}"
+    elif "full" in others and _share(samples["full"], samples[best["mode"]]) >= SURE:
+        full = _spread(others["full"], "AP", 3)
+        text = f"On these images full fine-tuning is better than every row with an adapter (AP {full}). {told}"
+    else:
+        text = f"On these images take {told}"
     if chosen is not best:
         text += f"; {_label(best)} reaches {_spread(best, 'AP', 3)}, which these images cannot tell apart"
-    parts = [text + _against(chosen, rows, samples)]
-    if len(chosen["seeds"].split()) < 3:
-        parts.append("Fewer than three seeds: another seed may turn this round.")
-    return ["", " ".join(parts)]
-
-
-def _against(chosen: Row, rows: Sequence[Row], samples: Mapping[str, np.ndarray]) -> str:
-    """How it stands to full fine-tuning and to a frozen backbone, as far as they are in the table."""
-    told = ""
-    for name, other in (("full", "full fine-tuning"), ("frozen", "a frozen backbone")):
-        if any(row["mode"] == name for row in rows):
-            share = _share(samples[chosen["mode"]], samples[name])
-            told += f"; better than {other} in {share:.0%} of the draws"
-    return f"{told}."
+    text += "".join(f"; better than {OTHERS[name]} in {share:.0%} of the draws" for name, share in above.items())
+    few = len(chosen["seeds"].split()) < 3
+    return ["", f"{text}." + " Fewer than three seeds: another seed may turn this round." * few]
 
 
 def _share(one: np.ndarray, other: np.ndarray) -> float:

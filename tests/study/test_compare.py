@@ -21,7 +21,7 @@ from cvpeft.config.load import load
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.evaluate import evaluate_run
-from cvpeft.export.run import export_weights_run
+from cvpeft.export.run import export_hf_run, export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import owned
 from cvpeft.study import compare as module
@@ -45,7 +45,7 @@ class Calls(list[tuple[str, ...]]):
             assert arguments[1:] == ("--format", "weights")
             export_weights_run(Path(arguments[0]))
         else:
-            assert arguments[1:] == ("--split", "test")
+            assert arguments[1:] == ("--split", "test"), "another split was asked for"
             evaluate_run(Path(arguments[0]), split="test")
 
 
@@ -72,7 +72,9 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_latencies_of_all_rows_are_measured_once_in_turn(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = json.loads((done / "out" / "latency.json").read_text())
+    file = done / "out" / "latency.json"
+    written = json.loads(file.read_text())
+    kept = written["ms"]
     assert list(kept) == ["adapters", "frozen"]
     table = rows(done / "out" / "table.csv")
     for row in table:
@@ -81,6 +83,12 @@ def test_latencies_of_all_rows_are_measured_once_in_turn(done: Path, monkeypatch
     monkeypatch.setattr(module, "latencies", lambda *_, **__: pytest.fail("measured again"))
     compare(config(done), modes=("adapters", "frozen"), seeds=(0, 1), out=done / "out")
     assert rows(done / "out" / "table.csv") == table
+    for changed in ({"where": "another machine"}, {"of": {**written["of"], "frozen": "0" * 64}}):
+        file.write_text(json.dumps(written | changed))
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            compare(config(done), modes=("adapters", "frozen"), seeds=(0, 1), out=done / "out")
+    file.write_text(json.dumps(written))
+    compare(config(done), modes=("adapters", "frozen"), seeds=(0, 1), out=done / "out")
 
 
 def test_figures_are_those_of_the_runs(done: Path) -> None:
@@ -158,6 +166,32 @@ def test_each_row_finds_its_rate_on_what_was_held_out(tmp_path: Path, calls: Cal
         assert main(["compare", str(file), *half, "--out", str(tmp_path / "no")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("held_out", "told"),
+    [
+        (("train", "val"), r"2 of its images are in data\.val too"),
+        (("val", "test"), r"2 of its images are in data\.val too"),
+        (("train", "train"), r"4 of its images are in .*train\.json too"),
+    ],
+)
+def test_a_sweep_that_sees_what_is_scored_is_refused(
+    tmp_path: Path, calls: Calls, held_out: tuple[str, str], told: str
+) -> None:
+    file = config(tmp_path)
+    parts = [tmp_path / split / f"{split}.json" for split in held_out]
+    with pytest.raises(ConfigError, match=rf"E-SWEEP .*{told}.*would flatter"):
+        compare(file, modes=("full",), out=tmp_path / "out", sweep=Sweep((1.0, 4.0), *parts))
+    assert calls == []
+
+
+def test_a_sweep_without_a_box_chooses_nothing(tmp_path: Path, calls: Calls) -> None:
+    file, empty = config(tmp_path), tmp_path / "test" / "test.json"
+    empty.write_text(json.dumps({**json.loads(empty.read_text()), "annotations": []}))
+    sweep = Sweep((1.0, 4.0), tmp_path / "train" / "train.json", empty, epochs=1)
+    with pytest.raises(ConfigError, match=r"E-SWEEP .*test\.json - there is no box to find"):
+        compare(file, modes=("full",), out=tmp_path / "out", sweep=sweep)
+
+
 def test_a_sweep_may_be_shorter_than_the_table(tmp_path: Path, calls: Calls) -> None:
     file, out = config(tmp_path), tmp_path / "out"
     sweep = Sweep((1.0, 4.0), tmp_path / "train" / "train.json", tmp_path / "test" / "test.json", epochs=1)
@@ -179,7 +213,7 @@ def test_intervals_and_advice_come_from_redrawn_images(done: Path) -> None:
         assert row["AP_of_full"] == ""
         assert 0 < float(row["step_seconds"]) < float(row["seconds"])
     advice = text.strip().splitlines()[-1]
-    assert advice.startswith("On these images take adapters (lora): AP ")
+    assert "adapters (lora): AP " in advice
     assert re.search(r"better than a frozen backbone in \d+% of the draws\. Fewer than three seeds", advice)
     assert (done / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
 
@@ -259,6 +293,33 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, calls: Calls) -> None
     compare(file, modes=("frozen", "adapters"), out=tmp_path / "out")
     assert calls == [("train", "frozen-seed0"), ("train", "adapters-seed0")]
     assert "Not complete" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_figures_that_were_not_written_are_made_again(done: Path, calls: Calls, tmp_path: Path) -> None:
+    """An evaluation in training must not end it, be the disk full."""
+    folder = done / "out" / "runs" / "adapters-seed0" / "eval" / "val"
+    shutil.move(folder, tmp_path / "val")
+    try:
+        with pytest.raises(AssertionError, match="asked"):
+            compare(done / "tiny.yaml", modes=("adapters",), out=done / "out")
+        assert calls == [("eval", "adapters-seed0")]
+    finally:
+        shutil.move(tmp_path / "val", folder)
+
+
+def test_methods_that_follow_from_a_folder_are_those_of_the_run(
+    tmp_path: Path, done: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(done / "out" / "runs" / "adapters-seed0", tmp_path / "base")
+    hf = export_hf_run(run)
+    text = (done / "tiny.yaml").read_text().replace("{methods: [{lora: {rank: 2}}]}", f"{{from: {hf.parent}}}")
+    assert "from" in text
+    file = tmp_path / "from.yaml"
+    file.write_text(text)
+    for _ in range(2):
+        compare(file, modes=("adapters",), overrides=["train.epochs=1"], out=tmp_path / "out")
+    assert calls == [("train", "adapters-seed0")]
+    assert rows(tmp_path / "out" / "table.csv")[0]["methods"] == "lora"
 
 
 def test_test_figures_win_over_val(tmp_path: Path, calls: Calls) -> None:
@@ -373,6 +434,32 @@ def test_a_signal_reaches_the_child_which_may_finish(
     assert stopped.value.exit_code == 128 + signum
     assert saved.exists()
     assert signal.getsignal(signum) == before
+
+
+@pytest.mark.parametrize("code", [0, 1, -15])
+def test_a_signal_that_the_child_did_not_heed_ends_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    """It was still importing, or already done: the next training must not begin, and it is no fault."""
+    ready = tmp_path / "ready"
+    heed = "signal.SIG_DFL" if code < 0 else f"lambda *_: sys.exit({code})"
+    program(
+        monkeypatch,
+        f"import pathlib, signal, sys, time; signal.signal(15, {heed}); pathlib.Path({str(ready)!r}).touch(); "
+        "time.sleep(30)",
+    )
+
+    def send() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(Interrupted) as stopped:
+        module._call("eval", "run", name="full-seed0")
+    thread.join()
+    assert stopped.value.exit_code == 143
 
 
 @pytest.mark.slow

@@ -122,3 +122,12 @@ def test_a_base_is_trained_whole_and_from_nothing(tmp_path: Path, sections: dict
     ellipses(tmp_path, 2)
     with pytest.raises(ConfigError, match="set full and none"):
         pretrain(config(tmp_path, **sections), tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"crop_lr": -1.0}, {"crop_lr": float("nan")}, {"formulas": -2}, {"crop_epochs": -1}, {"minutes": 0.0}]
+)
+def test_numbers_without_a_meaning_are_refused_before_anything_is_made(tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=f"E-PRETRAIN --{next(iter(wrong)).replace('_', '-')} is "):
+        pretrain(config(tmp_path), tmp_path / "a.safetensors", **wrong)
+    assert not (tmp_path / "a.safetensors").exists()
