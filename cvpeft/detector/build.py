@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,16 @@ class BackboneWithNeck(nn.Module):
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         maps: OrderedDict[str, Tensor] = self.neck(self.body(x))
-        return maps
+        return OrderedDict((name, single(t)) for name, t in maps.items())  # anchors take their type from it
+
+
+def single(found: Any) -> Any:
+    """The same tensor, or list or dict of tensors, in at least single precision."""
+    if isinstance(found, Tensor):
+        return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
+    if isinstance(found, Mapping):
+        return {name: single(one) for name, one in found.items()}
+    return type(found)(single(one) for one in found)
 
 
 class Normalise(nn.Module):
@@ -95,12 +105,28 @@ def build_detector(settings: schema.Settings, classes: Sequence[str]) -> nn.Modu
         neck = build_pyramid(body.channels, b.neck_width, levels=levels)
         trunk = BackboneWithNeck(body, neck, b.neck_width)
         model = {"faster_rcnn": _faster_rcnn, "retinanet": _retinanet, "fcos": _fcos}[c.head](trunk, c, len(classes))
+    _boxes_in_single(model)
     model.transform = Normalise(settings.data.size, body.mean, body.std)
     if isinstance(weights, Path) and not _load_rest(model, weights, classes) and settings.peft.scope == "detector":
         what = f"peft.scope is detector, and this file has no neck and {c.head} head"
         why = "methods would stand in random tensors"
         raise ConfigError("SCOPE", what, where=str(weights), why=why, fix="set peft.scope=backbone")
     return model.to(memory_format=_layout(body, settings.train))
+
+
+def _boxes_in_single(model: nn.Module) -> None:
+    """Scores and box codes leave autocast as they are made.
+
+    torchvision decodes boxes in the type of the codes, and matches what is labelled in the type of the proposals:
+    bfloat16 has steps of 2 pixels from 256 on and of 4 from 512 on.
+    """
+    for name in ("rpn.head", "roi_heads.box_predictor", "head"):
+        if (module := dict(model.named_modules()).get(name)) is not None:
+            module.register_forward_hook(_as_single)
+
+
+def _as_single(_module: nn.Module, _inputs: object, found: Any) -> Any:
+    return single(found)
 
 
 def _layout(body: Backbone, train: schema.Train) -> torch.memory_format:

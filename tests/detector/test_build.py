@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
 from cvpeft.backbone.weights import DETECTOR_FORMAT
 from cvpeft.detector.build import Normalise, build_detector
@@ -43,6 +44,34 @@ def target(boxes: list[list[float]], labels: list[int]) -> Target:
 
 def photos(count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_under_autocast_boxes_and_what_they_are_matched_with_stay_in_single(
+    tmp_path: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 knows 512 and 516 and nothing between."""
+    seen: list[Tensor] = []
+    for coder in (BoxCoder, BoxLinearCoder):
+        for name in {"encode", "decode", "encode_single", "decode_single"} & vars(coder).keys():
+            plain = getattr(coder, name)
+
+            def spied(self: Any, *given: Any, plain: Any = plain) -> Tensor:
+                boxes = plain(self, *given)
+                seen.extend([boxes] if isinstance(boxes, Tensor) else boxes)
+                return boxes
+
+            monkeypatch.setattr(coder, name, spied)
+    torch.manual_seed(0)
+    model = detector(tmp_path, head)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(photos(), [SOME, NONE])
+        found = model.eval()(photos())
+    assert seen
+    assert {t.dtype for t in (*losses.values(), *seen)} == {torch.float32}
+    boxes = torch.cat([one["boxes"] for one in found])
+    assert boxes.dtype == torch.float32
+    assert len(boxes) == 0 or (boxes != boxes.bfloat16()).any()
 
 
 SOME, NONE = target([[5, 5, 40, 50], [50, 20, 90, 60]], [1, 2]), target([], [])
