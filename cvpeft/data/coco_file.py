@@ -46,9 +46,8 @@ def read_json(file: Path) -> object:
         with _no_collection():
             return json.loads(file.read_text("utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
-        raise DataError(
-            "FILE", "the json file does not exist", where=where, fix="check data.root and the path"
-        ) from error
+        fix = "check the path, and data.root where a config names it; a part that you do not have is set to []"
+        raise DataError("FILE", "the json file does not exist", where=where, fix=fix) from error
     except OSError as error:
         raise DataError("FILE", f"the json file cannot be read ({error.strerror})", where=where) from error
     except RecursionError as error:

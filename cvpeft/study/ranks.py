@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ __all__ = ["Ranks", "needed_ranks"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """ranks: path below the backbone -> rank; before, after: parameters of a LoRA at the run's ranks and at these."""
+    """ranks: path of a site -> rank, below the backbone or, in scope detector, the detector.
+
+    before, after: parameters of a LoRA at the run's ranks and at these.
+    """
 
     ranks: dict[str, int]
     keep: float
@@ -49,8 +53,11 @@ def needed_ranks(run: Path, keep: float = 0.9) -> Ranks:
     """
     if not 0 < keep <= 1:
         raise ConfigError("RANKS", f"the share is {keep:g}", fix="give one above 0, up to 1")
-    net = load_run(run).model.backbone.body.net  # type: ignore[union-attr]
-    changes = {path: change for path, stack in adapters(net).items() if (change := _change(stack)) is not None}  # type: ignore[arg-type]
+    loaded = load_run(run)
+    root: Any = loaded.model
+    if loaded.settings.peft.scope == "backbone":
+        root = root.backbone.body.net
+    changes = {path: change for path, stack in adapters(root).items() if (change := _change(stack)) is not None}
     if not changes:
         what = "no method in it changes a weight"
         raise ConfigError("RANKS", what, where=str(run), fix="name a run that was trained with lora")

@@ -22,6 +22,7 @@ from cvpeft.export.run import about_run, export_onnx_run, export_weights_run
 from cvpeft.peft.state import owned, save_owned
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.study import job
+from cvpeft.study.ranks import needed_ranks
 from tests.helpers import ellipses
 
 CONFIG = """
@@ -349,5 +350,8 @@ def test_scope_detector_from_a_base_is_trained_saved_loaded_and_exported(
     )  # nearly all of the tiny neck and head is in the other
     proof = json.loads(job.export_job(run, "onnx", ()).with_name("parity.json").read_text())
     assert proof["agree"]
+    ranks = needed_ranks(run, 0.9).ranks
+    assert {path.split(".")[0] for path in ranks} == {"backbone", "rpn", "roi_heads"}
+    assert any(path.startswith("backbone.neck.") for path in ranks)
     job.summary_job(there / "whole.yaml", (), measure=True)
     assert "measured peak of real training steps" in capsys.readouterr().out
