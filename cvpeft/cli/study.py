@@ -92,6 +92,7 @@ def _compare(commands: argparse._SubParsersAction) -> None:
         "--held-out", nargs=2, type=Path, metavar=("TRAIN", "VAL"), help="on these json files (cvpeft data split)"
     )
     parser.add_argument("--sweep-epochs", type=int, metavar="N", help="epochs of each such try; else the config's")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings beside one another; 1")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
 
@@ -114,6 +115,7 @@ def run_compare(args: argparse.Namespace) -> int:
         overrides=args.overrides,
         out=args.out,
         sweep=_sweep(args),
+        jobs=args.jobs,
     )
     print(table.read_text())
     return 0

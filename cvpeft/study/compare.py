@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +22,24 @@ from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
 from cvpeft.data.coco import load_coco
-from cvpeft.data.splits import open_split
+from cvpeft.data.splits import open_split, render_missing
 from cvpeft.detector.adapt import with_methods
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import RESOLVED, WEIGHTS, read_config, run_folder
-from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, DataError, NumericalError, ResourceError
+from cvpeft.errors import ConfigError, DataError
 from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
 from cvpeft.study.outcome import Outcome, read_outcome
+from cvpeft.study.processes import Processes
 from cvpeft.study.table import csv_text, write_tables
 from cvpeft.study.timing import Latency, latencies
-from cvpeft.train.folder import data_digest, is_finished, same_run
-from cvpeft.train.loop import Interrupted
+from cvpeft.train.folder import data_digest, is_finished, locked, same_run
 
 __all__ = ["Sweep", "compare"]
 
-PROGRAM = (sys.executable, "-m", "cvpeft.cli")
 OWN = ("run.name", "run.seed", "run.dir", "peft.mode")  # settings that tell the runs apart
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 FIGURES = ("metrics.json", "predictions.json")  # of an evaluation; a full disk may have kept them from being written
 ROUNDS = 10  # in which latencies are measured
-KINDS: Mapping[int, type[CvpeftError]] = {
-    kind.exit_code: kind for kind in (ConfigError, CheckpointError, ResourceError, NumericalError)
-}
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,7 @@ class _Asked:
     overrides: Sequence[str]
     out: Path
     sweep: Sweep | None
+    jobs: int
 
     @property
     def rows(self) -> list[str]:
@@ -87,6 +81,7 @@ class _Asked:
         if s := self.sweep:
             parts += ["--sweep-lr", *(f"{factor:g}" for factor in s.factors), "--held-out", str(s.train), str(s.val)]
             parts += ["--sweep-epochs", str(s.epochs)] if s.epochs is not None else []
+        parts += ["--jobs", str(self.jobs)] if self.jobs > 1 else []
         for text in self.overrides:
             parts += ["--set", text]
         return shlex.join(parts)
@@ -96,6 +91,7 @@ class _Asked:
 class Plan:
     """One training that belongs to the comparison."""
 
+    config: str
     mode: str
     settings: schema.Settings
     overrides: tuple[str, ...]
@@ -114,6 +110,7 @@ def compare(
     overrides: Sequence[str] = (),
     out: Path,
     sweep: Sweep | None = None,
+    jobs: int = 1,
 ) -> Path:
     """Train what is missing and write out/table.md, .png, .csv (a row for each mode) and runs.csv; returns table.md.
 
@@ -121,32 +118,45 @@ def compare(
     data.test where there is one, else of data.val. The table is written anew after each run.
     methods: names of methods, each of which is compared alone at its defaults, in place of what the config names.
     sweep: each row first finds its learning rate, all with the same budget; out/sweep.csv holds what was tried.
-    ConfigError: nothing to compare, or a run in `out` has another config or other data than these.
-    Interrupted: a signal came; the run at hand has saved its state. Other errors are those of a training that failed.
+    jobs: trainings that go on beside one another, each on its share of the cores; all of them are slower then.
+    ConfigError: nothing to compare, or a run in `out` has another config or other data than these. ResourceError LOCK:
+    another comparison is at work in `out`. Interrupted: a signal came; the runs at hand have saved their state. Other
+    errors are those of a training that failed.
     """
-    asked = _Asked(config, modes, methods, seeds, overrides, out, sweep)
+    asked = _Asked(config, modes, methods, seeds, overrides, out, sweep, jobs)
     plans = _plans(asked, {})
     split = _split(plans[0].settings)
     if not sweep:
         _check_protocol(plans)
-    _make_needs(plans[0].settings)
-    factors = _swept(asked, sweep) if sweep else {}
-    plans = _plans(asked, factors)
-    _check_protocol(plans)
-    outcomes: list[Outcome] = []
-    for number, plan in enumerate(plans, 1):
-        print(f"[{number}/{len(plans)}] {plan.settings.run.name}", file=sys.stderr)
-        if not is_finished(plan.folder):
-            _call("train", str(config), *plan.overrides, name=plan.settings.run.name)
-        if any(not (plan.folder / "eval" / split / name).exists() for name in FIGURES):
-            _call("eval", str(plan.folder), "--split", split, name=plan.settings.run.name)
+    held = locked(out, "another comparison is at work in this folder", "choose another --out")
+    with held, Processes(jobs) as start:
+        _make_needs(start, plans[0].settings)
+        render_missing(plans[0].settings.data)  # once, and not by several trainings at a time
+        factors = _swept(start, asked, sweep) if sweep else {}
+        plans = _plans(asked, factors)
         _check_protocol(plans)
-        outcomes.append(read_outcome(plan.folder, plan.mode, plan.settings, split))
-        write_tables(
-            out, outcomes, plans[0].settings, split, command=asked.command, planned=len(plans),
-            notes=_notes(sweep, factors, plans), latencies=_latencies(plans, out) if number == len(plans) else {},
-        )  # fmt: skip
+        outcomes: list[Outcome] = []
+        made = start.each([partial(_make, start, plan, f"[{n}/{len(plans)}]", split)
+                             for n, plan in enumerate(plans, 1)])  # fmt: skip
+        for plan, _ in zip(plans, made, strict=True):
+            _check_protocol(plans)
+            outcomes.append(read_outcome(plan.folder, plan.mode, plan.settings, split))
+            times = _latencies(plans, out) if len(outcomes) == len(plans) else {}
+            write_tables(
+                out, outcomes, plans[0].settings, split, command=asked.command, planned=len(plans),
+                notes=_notes(asked, factors, plans), latencies=times,
+            )  # fmt: skip
     return out / "table.md"
+
+
+def _make(start: Processes, plan: Plan, mark: str, split: str = "") -> None:
+    """Train it and score it on the split, whatever of this is not done yet. mark: stands before its name."""
+    name = plan.settings.run.name
+    print(f"{mark} {name}", file=sys.stderr)
+    if not is_finished(plan.folder):
+        start.call("train", plan.config, *plan.overrides, name=name)
+    if split and any(not (plan.folder / "eval" / split / file).exists() for file in FIGURES):
+        start.call("eval", str(plan.folder), "--split", split, name=name)
 
 
 def _latencies(plans: Sequence[Plan], out: Path) -> dict[str, Latency]:
@@ -209,7 +219,7 @@ def _plan(
         texts = (*texts, f"train.lr.{part}={getattr(settings.train.lr, part) * factor:.6g}")
         settings = load(path, texts, methods=signatures())
     settings = settings.model_copy(update={"peft": with_methods(settings.peft)})  # as the run will write it down
-    return Plan(row, settings, texts)
+    return Plan(str(asked.config), row, settings, texts)
 
 
 def _yaml(path: Path) -> str:
@@ -224,7 +234,7 @@ def _swept_part(row: str) -> str:
     return "backbone" if row == "full" else "adapter"
 
 
-def _swept(asked: _Asked, sweep: Sweep) -> dict[str, float]:
+def _swept(start: Processes, asked: _Asked, sweep: Sweep) -> dict[str, float]:
     """Row -> the factor with the best AP on what was held out; of a frozen backbone there is nothing to try."""
     if len(set(sweep.factors)) < 2 or min(sweep.factors) <= 0:
         what = f"the learning rates would be multiplied by {', '.join(f'{f:g}' for f in sweep.factors)}"
@@ -240,10 +250,9 @@ def _swept(asked: _Asked, sweep: Sweep) -> dict[str, float]:
     _check_protocol([plan for _, plan in tried])
     _check_held_out(_plans(asked, {})[0].settings, sweep)
     results: list[dict[str, Any]] = []
-    for number, (factor, plan) in enumerate(tried, 1):
-        print(f"[sweep {number}/{len(tried)}] {plan.settings.run.name}", file=sys.stderr)
-        if not is_finished(plan.folder):
-            _call("train", str(asked.config), *plan.overrides, name=plan.settings.run.name)
+    made = start.each([partial(_make, start, plan, f"[sweep {n}/{len(tried)}]")
+                         for n, (_, plan) in enumerate(tried, 1)])  # fmt: skip
+    for (factor, plan), _ in zip(tried, made, strict=True):
         found = read_config(plan.folder / "adapter")["val"]
         rate = getattr(plan.settings.train.lr, _swept_part(plan.mode))
         results.append({"mode": plan.mode, "factor": factor, "lr": rate, "AP": found["AP"], "AP50": found["AP50"]})
@@ -273,17 +282,18 @@ def _check_held_out(settings: schema.Settings, sweep: Sweep) -> None:
             raise ConfigError("SWEEP", what, where=str(file), why=why, fix=fix)
 
 
-def _notes(sweep: Sweep | None, factors: Mapping[str, float], plans: Sequence[Plan]) -> list[str]:
-    if sweep is None:
-        return []
-    rates = {plan.mode: getattr(plan.settings.train.lr, _swept_part(plan.mode)) for plan in plans}
-    chosen = ", ".join(f"{row} {rates[row]:g}" for row in factors)
-    times = ", ".join(f"{factor:g}" for factor in sweep.factors)
-    length = f" with train.epochs={sweep.epochs}" if sweep.epochs is not None else ""
-    return [
-        f"Each row first tried {times} times its learning rate with one seed, trained{length} on {sweep.train.name} "
-        f"and scored on {sweep.val.name} (sweep.csv); taken were: {chosen}."
-    ]
+def _notes(asked: _Asked, factors: Mapping[str, float], plans: Sequence[Plan]) -> list[str]:
+    notes = [f"{asked.jobs} trainings at a time, which makes each of them slower."] if asked.jobs > 1 else []
+    if sweep := asked.sweep:
+        rates = {plan.mode: getattr(plan.settings.train.lr, _swept_part(plan.mode)) for plan in plans}
+        chosen = ", ".join(f"{row} {rates[row]:g}" for row in factors)
+        times = ", ".join(f"{factor:g}" for factor in sweep.factors)
+        length = f" with train.epochs={sweep.epochs}" if sweep.epochs is not None else ""
+        notes.append(
+            f"Each row first tried {times} times its learning rate with one seed, trained{length} on "
+            f"{sweep.train.name} and scored on {sweep.val.name} (sweep.csv); taken were: {chosen}."
+        )
+    return notes
 
 
 def _split(settings: schema.Settings) -> str:
@@ -332,58 +342,11 @@ def _mixed(plan: Plan, what: str) -> ConfigError:
 # Running them
 
 
-def _make_needs(settings: schema.Settings) -> None:
+def _make_needs(start: Processes, settings: schema.Settings) -> None:
     """The runs that this config stands on, in processes of their own: they would count as the first mode's memory."""
     for need in settings.run.needs:
         base = run_folder(load(find_config(need)[0], methods=signatures()))
         if not is_finished(base):
-            _call("train", str(need), name=base.name)
+            start.call("train", str(need), name=base.name)
         if not (base / "export" / "merged.safetensors").exists():
-            _call("export", str(base), "--format", "weights", name=base.name)
-
-
-def _call(*arguments: str, name: str) -> None:
-    """Run a command of ours in a fresh process, all its output on stderr; its error becomes one of the same kind.
-
-    Interrupted: a signal came, whatever the child made of it: it may have been too young or too far to heed it.
-    """
-    command = [*PROGRAM, *arguments]
-    with subprocess.Popen(command, stdout=2, start_new_session=True) as child, _forwarded(child) as came:  # noqa: S603
-        code = _ended(child)
-    signums = [*came, *(code - 128 for signum in STOPPING if code == 128 + signum)]
-    if signums:
-        raise Interrupted(signums[0], Path(name))
-    if code:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        why = "Mostly memory did not suffice" if code == -signal.SIGKILL else "What it said stands above"
-        kind = ResourceError if code < 0 else KINDS.get(code, CvpeftError)
-        raise kind("RUN", f"`cvpeft {arguments[0]}` of {name} ended with {how}", why=why, fix="mend it; then the same")
-
-
-def _ended(child: subprocess.Popen[bytes]) -> int:
-    """Its exit code, once it has ended. In steps: a signal may reach another thread of ours, and Python only runs the
-    handler when the main thread comes back from waiting.
-    """
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return child.wait(timeout=1)
-
-
-@contextmanager
-def _forwarded(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Signals go on to the child, which saves its state; it has a session of its own, so none reaches it twice.
-
-    The list has those that came.
-    """
-    came: list[int] = []
-
-    def forward(signum: int, _: object) -> None:
-        came.append(signum)
-        child.send_signal(signum)
-
-    before: dict[int, Any] = {s: signal.signal(s, forward) for s in STOPPING}
-    try:
-        yield came
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+            start.call("export", str(base), "--format", "weights", name=base.name)

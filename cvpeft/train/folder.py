@@ -18,7 +18,7 @@ from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import TEMP, write_whole
 from cvpeft.train.log import environment
 
-__all__ = ["data_digest", "is_finished", "open_run", "record", "same_run"]
+__all__ = ["data_digest", "is_finished", "locked", "open_run", "record", "same_run"]
 
 LOCK = ".lock"
 RESULTS = ("last", "last-1", "best", "adapter")  # what took time to make
@@ -33,7 +33,7 @@ def open_run(settings: schema.Settings) -> Iterator[Path]:
     such as data.workers) until `record`. ConfigError: it holds another run, a finished one, or something else.
     """
     folder, text = run_folder(settings), dump(settings)
-    with _locked(folder):
+    with locked(folder, "another process trains in this folder", "choose another run.name"):
         _check(folder, settings)
         if not _has_results(folder) and _text(folder / RESOLVED) != text:
             write_whole(folder / RESOLVED, text)
@@ -52,22 +52,22 @@ def record(settings: schema.Settings, folder: Path, device: torch.device, precis
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be. The lock is the process's own: loader workers that outlive it do not hold it."""
+def locked(folder: Path, taken: str, instead: str) -> Iterator[None]:
+    """Hold a folder while the block runs, and make it if need be; ResourceError where another process holds it.
+
+    The lock is the process's own: loader workers that outlive it do not hold it. taken, instead: what the error says.
+    """
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((folder / LOCK).open("a"))
         except OSError as e:
-            what = f"the run folder cannot be made ({e.strerror})"
-            raise ResourceError(
-                "WRITE", what, where=str(folder), fix="set run.dir to a place that can be written"
-            ) from e
+            what = f"the folder cannot be made ({e.strerror})"
+            raise ResourceError("WRITE", what, where=str(folder), fix=f"permit writing there, or {instead}") from e
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            what = "another process trains in this folder"
-            raise ResourceError("LOCK", what, where=str(folder), fix="wait, or choose another run.name") from e
+            raise ResourceError("LOCK", taken, where=str(folder), fix=f"wait, or {instead}") from e
         yield
 
 

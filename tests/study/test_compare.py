@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,23 +17,32 @@ import pytest
 from cvpeft.cli import main
 from cvpeft.config.load import load
 from cvpeft.detector.saved import load_run
-from cvpeft.errors import CheckpointError, ConfigError, CvpeftError, NumericalError, ResourceError
+from cvpeft.errors import ConfigError
 from cvpeft.eval.evaluate import evaluate_run
 from cvpeft.export.run import export_hf_run, export_weights_run
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import owned
 from cvpeft.study import compare as module
 from cvpeft.study.compare import Sweep, compare
+from cvpeft.train.folder import locked
 from cvpeft.train.loop import Interrupted, train
 from tests.study.sets import config
 
 
 class Calls(list[tuple[str, ...]]):
-    """Takes the place of the child processes: does their work here and notes what was asked for."""
+    """Takes the place of `Processes`: does their work here and notes what was asked for."""
 
     stop_at: int = 1000
 
-    def __call__(self, command: str, *arguments: str, name: str) -> None:
+    def __enter__(self) -> Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def each(self, tasks: Sequence[Callable[[], None]]) -> Iterator[None]:
+        return (task() for task in tasks)
+
+    def call(self, command: str, *arguments: str, name: str) -> None:
         if len(self) >= self.stop_at:
             raise Interrupted(signal.SIGINT, Path(name))
         self.append((command, name))
@@ -52,7 +59,7 @@ class Calls(list[tuple[str, ...]]):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     found = Calls()
-    monkeypatch.setattr(module, "_call", found)
+    monkeypatch.setattr(module, "Processes", lambda jobs: found)
     return found
 
 
@@ -61,7 +68,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two modes and two seeds, beside its config."""
     folder = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_call", Calls())
+        patch.setattr(module, "Processes", lambda jobs: Calls())
         compare(config(folder), modes=("adapters", "frozen"), seeds=(0, 1), out=folder / "out")
     return folder
 
@@ -371,93 +378,29 @@ def test_out_may_have_any_name(tmp_path: Path, calls: Calls) -> None:
     assert "--out '" in (out / "table.md").read_text()
 
 
-# Child processes
+def test_two_comparisons_in_one_folder_do_not_mix(done: Path, calls: Calls) -> None:
+    both = {"modes": ("adapters", "frozen"), "seeds": (0, 1), "out": done / "out"}
+    with locked(done / "out", "it is taken", "go elsewhere"):  # by this process: a lock is no bar to its owner
+        other = [sys.executable, "-m", "cvpeft.cli", "compare", str(done / "tiny.yaml"), "--out", str(done / "out")]
+        told = subprocess.run(other, capture_output=True, text=True, check=False).stderr
+    assert "E-LOCK" in told
+    assert "another comparison is at work in this folder. Fix: wait, or choose another --out" in told
+    compare(done / "tiny.yaml", **both)
+    assert calls == []
 
 
-def program(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr(module, "PROGRAM", (sys.executable, "-c", code))
-
-
-@pytest.mark.parametrize(
-    ("code", "kind", "told"),
-    [
-        ("raise SystemExit(2)", ConfigError, "exit code 2"),
-        ("raise SystemExit(3)", CheckpointError, "exit code 3"),
-        ("raise SystemExit(4)", ResourceError, "exit code 4"),
-        ("raise SystemExit(5)", NumericalError, "exit code 5"),
-        ("raise SystemExit(1)", CvpeftError, "exit code 1"),
-        ("import os; os.kill(os.getpid(), 9)", ResourceError, "signal 9. Mostly memory"),
-        ("raise SystemExit(130)", Interrupted, "SIGINT"),
-    ],
-)
-def test_the_childs_error_is_passed_on(
-    monkeypatch: pytest.MonkeyPatch, code: str, kind: type[CvpeftError], told: str
-) -> None:
-    program(monkeypatch, code)
-    with pytest.raises(kind, match=told):
-        module._call("train", "x.yaml", name="full-seed0")
-
-
-def test_a_child_that_ends_well_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    program(monkeypatch, "import sys; assert sys.argv[1:] == ['train', 'x.yaml']")
-    module._call("train", "x.yaml", name="full-seed0")
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_child_which_may_finish(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: int
-) -> None:
-    ready, saved = tmp_path / "ready", tmp_path / "saved"
-    program(
-        monkeypatch,
-        "import pathlib, signal, sys, time\n"
-        "def stop(number, _):\n"
-        f"    time.sleep(0.5); pathlib.Path({str(saved)!r}).touch(); sys.exit(128 + number)\n"
-        f"signal.signal({int(signum)}, stop)\n"
-        f"pathlib.Path({str(ready)!r}).touch()\n"
-        "time.sleep(30)",
-    )
-
-    def send() -> None:
-        while not ready.exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signum)
-
-    before = signal.getsignal(signum)
-    thread = threading.Thread(target=send)
-    thread.start()
-    with pytest.raises(Interrupted) as stopped:
-        module._call("train", "x.yaml", name="full-seed0")
-    thread.join()
-    assert stopped.value.exit_code == 128 + signum
-    assert saved.exists()
-    assert signal.getsignal(signum) == before
-
-
-@pytest.mark.parametrize("code", [0, 1, -15])
-def test_a_signal_that_the_child_did_not_heed_ends_the_comparison(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
-) -> None:
-    """It was still importing, or already done: the next training must not begin, and it is no fault."""
-    ready = tmp_path / "ready"
-    heed = "signal.SIG_DFL" if code < 0 else f"lambda *_: sys.exit({code})"
-    program(
-        monkeypatch,
-        f"import pathlib, signal, sys, time; signal.signal(15, {heed}); pathlib.Path({str(ready)!r}).touch(); "
-        "time.sleep(30)",
-    )
-
-    def send() -> None:
-        while not ready.exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    with pytest.raises(Interrupted) as stopped:
-        module._call("eval", "run", name="full-seed0")
-    thread.join()
-    assert stopped.value.exit_code == 143
+@pytest.mark.slow
+def test_trainings_beside_one_another_make_the_same_table(tmp_path: Path) -> None:
+    file = config(tmp_path)
+    tables = {}
+    for jobs in ("1", "3"):
+        out = tmp_path / jobs
+        command = [sys.executable, "-m", "cvpeft.cli", "compare", str(file), "--seeds", "0", "1", "--jobs", jobs]
+        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+        tables[jobs] = [(row["mode"], row["seed"], row["AP"]) for row in rows(out / "runs.csv")]
+    assert len(tables["1"]) == 6
+    assert tables["1"] == tables["3"]
+    assert "3 trainings at a time" in (tmp_path / "3" / "table.md").read_text()
 
 
 @pytest.mark.slow

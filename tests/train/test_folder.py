@@ -80,7 +80,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "tiny").write_text("a file")
-    with pytest.raises(ResourceError, match="the run folder cannot be made") as caught, open_run(settings(tmp_path)):
+    with pytest.raises(ResourceError, match="the folder cannot be made") as caught, open_run(settings(tmp_path)):
         pass
     assert caught.value.exit_code == 4
 
