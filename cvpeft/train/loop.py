@@ -172,7 +172,7 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
     rates = {f"lr_{g['part']}": g["lr"] / g["factor"] for g in t.optimizer.param_groups}
     cost = {"seconds": p.seconds, "peak_memory_mb": peak_memory(t.device)}
     _record(t, run_log, {"epoch": p.epoch + 1, **means, **rates, **cost})
-    if every:
+    if _is_scored(t):  # whatever happens there must not cost the epoch
         save(t)
 
 
@@ -265,11 +265,16 @@ def _check_finite(t: Trainer, values: Mapping[str, Tensor], names: list[str]) ->
 # Evaluating and saving
 
 
+def _is_scored(t: Trainer) -> bool:
+    """Whether the epoch at hand ends in an evaluation."""
+    number, cfg = t.progress.epoch + 1, t.settings.train
+    return t.splits.val is not None and (number % cfg.eval_every == 0 or number == cfg.epochs)
+
+
 def _evaluate(t: Trainer, run_log: RunLog) -> None:
     """Score the moving average on val and keep it as best/ if it is better than all before."""
     p, s, val = t.progress, t.settings, t.splits.val
-    is_last = p.epoch + 1 == s.train.epochs
-    if val is None or ((p.epoch + 1) % s.train.eval_every and not is_last):
+    if val is None or not _is_scored(t):
         return
     loader = _watched(
         t, eval_loader(val, s.data.size, batch=s.eval.batch, workers=s.data.workers, canvas=s.data.canvas)
