@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -270,10 +272,35 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
     return failure or collate([sample for sample in samples if isinstance(sample, Sample)])
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals wait until the block is over, and a process that begins in it is born deaf to them.
+
+    A worker that does not share the memory of its parent imports for seconds before `_init_worker` runs.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has none
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_heard()})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heard() -> set[signal.Signals]:
+    """What `_obey_parent` waits for; macOS and Windows have no way to."""
+    return {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
+
+
 def _init_worker(_: int) -> None:
-    """A worker is one of several: threads of its own would only fight for the same cores."""
-    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows have none
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """A worker is one of several: threads of its own would only fight for the same cores.
+
+    Ctrl+C is sent to it as well as to its parent, which still wants to save, and ends its workers then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _heard():
+        signal.pthread_sigmask(signal.SIG_BLOCK, _heard())
         threading.Thread(target=_obey_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -281,14 +308,18 @@ def _init_worker(_: int) -> None:
 
 def _obey_parent() -> None:
     """End at the parent's SIGTERM alone: one to the whole group is for the parent, which still wants to save."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # os.getppid() is a server's where that starts the processes
+    assert parent is not None
+    while signal.sigwaitinfo(_heard()).si_pid != parent.pid:
         pass
     os._exit(0)
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     try:
-        for batch in loader:
+        with _signals_held_back():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, _Failure):
                 raise batch.error()
             yield batch

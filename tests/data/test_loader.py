@@ -278,11 +278,13 @@ def test_workers_use_one_thread_each(data: CocoData, monkeypatch: pytest.MonkeyP
 
     monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # this process must go on hearing SIGTERM
     cv_threads, torch_threads = cv2.getNumThreads(), torch.get_num_threads()
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         room._init_worker(0)
         assert cv2.getNumThreads() <= 1
         assert torch.get_num_threads() == 1
     finally:
+        signal.signal(signal.SIGINT, ctrl_c)
         cv2.setNumThreads(cv_threads)
         torch.set_num_threads(torch_threads)
 
