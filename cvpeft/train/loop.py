@@ -96,7 +96,10 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     precision = pick_precision(settings.train.precision, device)
     log.info("device %s, %s", device, precision)
     if holds_low := settings.train.frozen_dtype == "compute" and precision == "bf16":
-        _hold_frozen(model)
+        for module in _frozen_matrices(model):
+            module.to(torch.bfloat16)
+    elif settings.train.frozen_dtype == "compute":
+        log.warning("train.frozen_dtype=compute changes nothing where the precision is %s", precision)
     model.to(device)
     optimizer = _optimizer(model, settings)
     average = EMA(owned(model), settings.train.ema)
@@ -107,12 +110,12 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     return trainer
 
 
-def _hold_frozen(model: nn.Module) -> None:
-    """Hold frozen matrices in bf16: half the memory, and no cast in every step."""
+def _frozen_matrices(model: nn.Module) -> Iterator[nn.Module]:
+    """What may be held in bf16, for half the memory and without a cast in every step."""
     for module in model.backbone.body.modules():  # type: ignore[union-attr]
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in own):
-            module.to(torch.bfloat16)
+            yield module
 
 
 def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optimizer:
@@ -258,7 +261,7 @@ def _check_finite(t: Trainer, values: Mapping[str, Tensor], names: list[str]) ->
         f"step {t.progress.step + 1} is not finite ({found}) on {', '.join(names)}; learning rates {rates}",
         where=str(t.folder),
         why="The last saved state holds no trace of it",
-        fix="look at the boxes of these images, then lower train.lr or set train.precision=fp32",
+        fix="look at these images' boxes, then lower train.lr or set train.precision=fp32, under another run.name",
     )
 
 
@@ -363,10 +366,18 @@ def _resources(t: Trainer) -> Iterator[None]:
             raise error from e
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
-        b, more = t.settings.train.batch, "halve train.batch and double train.accumulate, "
-        what = f"memory ran out at train.batch={b}, data.size={list(t.settings.data.size)} ({str(e).splitlines()[0]})"
-        fix = (more if b > 1 else "") + "set train.frozen_dtype=compute, or lower data.size"
-        raise ResourceError("MEMORY", what, where=str(t.folder), fix=f"{fix}, under another run.name") from e
+        batch, size = t.settings.train.batch, list(t.settings.data.size)
+        what = f"memory ran out at train.batch={batch}, data.size={size} ({str(e).splitlines()[0]})"
+        fix = f"{_less_memory(t)}, under another run.name"
+        raise ResourceError("MEMORY", what, where=str(t.folder), fix=fix) from e
+
+
+def _less_memory(t: Trainer) -> str:
+    """What helps this very run."""
+    halves = t.precision == "bf16" and not t.holds_low and any(_frozen_matrices(t.model))
+    ways = ["halve train.batch and double train.accumulate"] * (t.settings.train.batch > 1)
+    ways += ["set train.frozen_dtype=compute"] * halves
+    return ", ".join([*ways, "or lower data.size" if ways else "lower data.size"])
 
 
 def _sizes(t: Trainer) -> str:

@@ -233,6 +233,7 @@ def test_a_loss_that_is_not_finite_names_the_photos_and_poisons_nothing(
     assert names
     assert all(name in str(caught.value) for name in names)
     assert "learning rates adapter " in str(caught.value)
+    assert str(caught.value).endswith("set train.precision=fp32, under another run.name")  # this folder refuses both
     for file in (data / "runs/tiny").rglob("*.safetensors"):
         assert all(t.isfinite().all() for t in load_file(file).values() if t.is_floating_point()), file
 
@@ -360,14 +361,40 @@ def test_figures_that_cannot_be_written_do_not_end_a_run(
     assert "the figures of this evaluation were not written: E-WRITE no room" in caplog.text
 
 
-def test_memory_that_runs_out_is_told_with_what_helps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("train", "mode", "ways"),
+    [
+        ({"precision": "fp32"}, "frozen", "halve train.batch and double train.accumulate, or lower data.size"),
+        (
+            {"precision": "bf16"},
+            "frozen",
+            "halve train.batch and double train.accumulate, set train.frozen_dtype=compute, or lower data.size",
+        ),
+        ({"precision": "bf16", "batch": 1}, "frozen", "set train.frozen_dtype=compute, or lower data.size"),
+        ({"precision": "bf16", "batch": 1}, "full", "lower data.size"),
+        ({"precision": "bf16", "batch": 1, "frozen_dtype": "compute"}, "frozen", "lower data.size"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_what_helps(
+    data: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], mode: str, ways: str
+) -> None:
     def greedy(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(loop, "_losses", greedy)
-    with pytest.raises(ResourceError, match=r"E-MEMORY .*train.batch=2.*halve train.batch") as caught:
-        loop.train(settings(data))
+    with pytest.raises(ResourceError, match=r"E-MEMORY .*memory ran out at train.batch=") as caught:
+        loop.train(settings(data, train=train, peft={"mode": mode, "methods": ()}))
     assert caught.value.exit_code == 4
+    assert str(caught.value).endswith(f" Fix: {ways}, under another run.name")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frozen_dtype_without_effect_is_told(data: Path, caplog: pytest.LogCaptureFixture, precision: str) -> None:
+    trainer = loop._prepare(
+        settings(data, train={"precision": precision, "frozen_dtype": "compute"}), _made(data / "runs/other")
+    )
+    told = "train.frozen_dtype=compute changes nothing where the precision is fp32" in caplog.text
+    assert told == (precision == "fp32") != trainer.holds_low
 
 
 def test_a_loader_process_that_dies_in_the_middle_of_a_step_is_told_and_the_run_can_go_on(
