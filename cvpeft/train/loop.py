@@ -30,7 +30,7 @@ from cvpeft.detector.saved import describe, save_adapter
 from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
-from cvpeft.files import sweep
+from cvpeft.files import sweep, unwritable
 from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
@@ -294,10 +294,20 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
             p.best = value
             thresholds = {name: row["threshold"] for name, row in result["per_class"].items()}
             meta = {**t.meta, "val": {**stats, "epoch": p.epoch + 1, "precision": precision}, "thresholds": thresholds}
+            _drop_figures(t.folder / "eval" / "val")
             save_adapter(t.folder / "best", t.model, meta, model_card(meta, s, p.epoch + 1))
             _write_figures(t.folder / "eval" / "val", result, found)
     _record(t, run_log, {"epoch": p.epoch + 1, **{f"val_{k}": stats[k] for k in ("AP", "AP50", "AP75", "AR100")}})
     log.info("epoch %d: val AP %.4f AP50 %.4f", p.epoch + 1, value, stats["AP50"] or 0.0)
+
+
+def _drop_figures(folder: Path) -> None:
+    """Those of the epoch that was best till now: they must never stand beside another adapter."""
+    try:
+        for file in filter(Path.is_file, folder.glob("*")):
+            file.unlink()
+    except OSError as e:
+        raise unwritable(e, folder, "the figures of a better epoch") from e
 
 
 def _write_figures(folder: Path, result: Report, found: list[dict[str, Any]]) -> None:

@@ -361,6 +361,31 @@ def test_figures_that_cannot_be_written_do_not_end_a_run(
     assert "the figures of this evaluation were not written: E-WRITE no room" in caplog.text
 
 
+def test_figures_of_an_earlier_epoch_never_stand_beside_a_later_adapter(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, real, calls = iter([0.1, 0.2, 0.15]), loop.report, []
+    write, folder = loop.write_report, data / "runs/tiny/eval/val"
+
+    def better(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        result["coco"]["AP"] = next(figures)
+        return result
+
+    def first_alone(*args: Any) -> None:
+        calls.append(folder.exists() and [f.name for f in folder.iterdir()])
+        if len(calls) > 1:
+            raise ResourceError("DISK", "no room")
+        write(*args)
+
+    monkeypatch.setattr(loop, "report", better)
+    monkeypatch.setattr(loop, "write_report", first_alone)
+    run = loop.train(settings(data, train={"epochs": 3}))
+    assert json.loads((run / "adapter/adapter_config.json").read_text())["val"]["epoch"] == 2
+    assert calls == [False, []]
+    assert not (folder / "metrics.json").exists()
+
+
 @pytest.mark.parametrize(
     ("train", "mode", "ways"),
     [
