@@ -68,31 +68,40 @@ def train_loader(
     start: tuple[int, int] = (0, 0),
     mosaic: float = 0.0,
     canvas: Size | None = None,
+    pin: bool = False,
 ) -> TrainLoader:
     """Iterates over (epoch, step, Batch) from `start` to the end of the last epoch, both counted from 0.
 
     Order and augmentation depend on the data set and (seed, epoch, image id) alone. Every epoch shows each image once;
     its last batch may be smaller. mosaic: part of the inputs, 0..1, that show a quarter of the image beside quarters of
     three others. canvas: the inputs are windows of images that are letterboxed into this larger size, `augment` being
-    made for it; half of the windows lie around a box, half anywhere. Crowd boxes are left out of the targets.
+    made for it; half of the windows lie around a box, half anywhere. pin: batches are on their way to a GPU, which
+    takes them faster out of memory that cannot be swapped out. Crowd boxes are left out of the targets.
     Raises DataError where no image has a box to learn from.
     """
     if not any((~image.crowd).any() for image in data.images):
         raise DataError("EMPTY", f"none of the {len(data.images)} training images has a box", fix="label some images")
-    return TrainLoader(_Windows(data, size, augment, seed, mosaic, canvas), batch, workers, epochs, start)
+    return TrainLoader(_Windows(data, size, augment, seed, mosaic, canvas), batch, workers, epochs, start, pin)
 
 
-def eval_loader(data: CocoData, size: Size, *, batch: int, workers: int, canvas: Size | None = None) -> EvalLoader:
-    """Iterates over Batch in the order of the data set, letterboxed only; with a canvas, every image in its tiles."""
-    return EvalLoader(_Tiles(data, size, canvas), batch, workers)
+def eval_loader(
+    data: CocoData, size: Size, *, batch: int, workers: int, canvas: Size | None = None, pin: bool = False
+) -> EvalLoader:
+    """Iterates over Batch in the order of the data set, letterboxed only; with a canvas, every image in its tiles.
+
+    pin: see `train_loader`.
+    """
+    return EvalLoader(_Tiles(data, size, canvas), batch, workers, pin)
 
 
 class TrainLoader:
     """See `train_loader`. `len` is the number of batches in an epoch. Workers live until the last epoch is over."""
 
-    def __init__(self, inputs: _Windows, batch: int, workers: int, epochs: int, start: tuple[int, int]) -> None:
+    def __init__(
+        self, inputs: _Windows, batch: int, workers: int, epochs: int, start: tuple[int, int], pin: bool
+    ) -> None:
         self.plan = _Plan(len(inputs.images), batch, inputs.seed, epochs, start)
-        self.loader = _loader(inputs, workers, batch_sampler=self.plan)
+        self.loader = _loader(inputs, workers, self.plan, pin)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -105,9 +114,9 @@ class TrainLoader:
 class EvalLoader:
     """See `eval_loader`. `len` is the number of batches."""
 
-    def __init__(self, inputs: _Tiles, batch: int, workers: int) -> None:
+    def __init__(self, inputs: _Tiles, batch: int, workers: int, pin: bool) -> None:
         order = [inputs.places[at : at + batch] for at in range(0, len(inputs.places), batch)]
-        self.loader = _loader(inputs, workers, batch_sampler=order)
+        self.loader = _loader(inputs, workers, order, pin)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -255,14 +264,14 @@ class _Plan:
                 yield epoch, step
 
 
-def _loader(images: _Inputs, workers: int, batch_sampler: Any) -> DataLoader[Any]:
+def _loader(images: _Inputs, workers: int, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         images,
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=_collate_or_fail,
         worker_init_fn=_init_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         generator=torch.Generator(),  # else every pass over the data would advance torch's global one
     )
 

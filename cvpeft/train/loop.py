@@ -206,6 +206,7 @@ def _batches(t: Trainer) -> Iterable[Batch]:
         start=(p.epoch + 1, 0) if done else (p.epoch, p.batch),
         mosaic=d.mosaic,
         canvas=d.canvas,
+        pin=t.device.type == "cuda",
     )
     return (batch for _, _, batch in loader)
 
@@ -279,12 +280,11 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
     p, s, val = t.progress, t.settings, t.splits.val
     if val is None or not _is_scored(t):
         return
-    loader = _watched(
-        t, eval_loader(val, s.data.size, batch=s.eval.batch, workers=s.data.workers, canvas=s.data.canvas)
-    )
+    d, pin = s.data, t.device.type == "cuda"
+    loader = eval_loader(val, d.size, batch=s.eval.batch, workers=d.workers, canvas=d.canvas, pin=pin)
     precision = "bf16" if t.holds_low else s.eval.precision
     with t.ema.swapped_in(owned(t.model)):
-        found = predict(t.model, loader, device=t.device, precision=precision)
+        found = predict(t.model, _watched(t, loader), device=t.device, precision=precision)
         result = report(val.ground_truth(), found, val.classes, alarm_threshold=s.eval.alarm_threshold)
         stats = result["coco"]
         value = stats["AP"] or 0.0

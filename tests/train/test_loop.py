@@ -472,6 +472,22 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(data: Path) ->
     assert not any(torch.equal(one[k], other[k]) for k in one if ".lora." in k)
 
 
+def test_a_run_on_the_cpu_pins_nothing_for_a_gpu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    for name in ("train_loader", "eval_loader"):
+        real = getattr(loop, name)
+
+        def seen(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.cuda, "is_available", lambda: True)
+                made.append(real(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(loop, name, seen)
+    loop.train(settings(data, train={"epochs": 1}))
+    assert [entry.loader.pin_memory for entry in made] == [False, False]
+
+
 def test_the_batches_do_not_depend_on_the_workers(data: Path) -> None:
     runs = [loop.train(settings(data, run={"name": f"w{n}"}, data={"workers": n})) for n in (0, 2)]
     one, other = (load_file(r / "last/model.safetensors") for r in runs)
