@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,31 +68,40 @@ def train_loader(
     start: tuple[int, int] = (0, 0),
     mosaic: float = 0.0,
     canvas: Size | None = None,
+    pin: bool = False,
 ) -> TrainLoader:
     """Iterates over (epoch, step, Batch) from `start` to the end of the last epoch, both counted from 0.
 
     Order and augmentation depend on the data set and (seed, epoch, image id) alone. Every epoch shows each image once;
     its last batch may be smaller. mosaic: part of the inputs, 0..1, that show a quarter of the image beside quarters of
     three others. canvas: the inputs are windows of images that are letterboxed into this larger size, `augment` being
-    made for it; half of the windows lie around a box, half anywhere. Crowd boxes are left out of the targets.
+    made for it; half of the windows lie around a box, half anywhere. pin: batches are on their way to a GPU, which
+    takes them faster out of memory that cannot be swapped out. Crowd boxes are left out of the targets.
     Raises DataError where no image has a box to learn from.
     """
     if not any((~image.crowd).any() for image in data.images):
         raise DataError("EMPTY", f"none of the {len(data.images)} training images has a box", fix="label some images")
-    return TrainLoader(_Windows(data, size, augment, seed, mosaic, canvas), batch, workers, epochs, start)
+    return TrainLoader(_Windows(data, size, augment, seed, mosaic, canvas), batch, workers, epochs, start, pin)
 
 
-def eval_loader(data: CocoData, size: Size, *, batch: int, workers: int, canvas: Size | None = None) -> EvalLoader:
-    """Iterates over Batch in the order of the data set, letterboxed only; with a canvas, every image in its tiles."""
-    return EvalLoader(_Tiles(data, size, canvas), batch, workers)
+def eval_loader(
+    data: CocoData, size: Size, *, batch: int, workers: int, canvas: Size | None = None, pin: bool = False
+) -> EvalLoader:
+    """Iterates over Batch in the order of the data set, letterboxed only; with a canvas, every image in its tiles.
+
+    pin: see `train_loader`.
+    """
+    return EvalLoader(_Tiles(data, size, canvas), batch, workers, pin)
 
 
 class TrainLoader:
     """See `train_loader`. `len` is the number of batches in an epoch. Workers live until the last epoch is over."""
 
-    def __init__(self, inputs: _Windows, batch: int, workers: int, epochs: int, start: tuple[int, int]) -> None:
+    def __init__(
+        self, inputs: _Windows, batch: int, workers: int, epochs: int, start: tuple[int, int], pin: bool
+    ) -> None:
         self.plan = _Plan(len(inputs.images), batch, inputs.seed, epochs, start)
-        self.loader = _loader(inputs, workers, batch_sampler=self.plan)
+        self.loader = _loader(inputs, workers, self.plan, pin)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -103,9 +114,9 @@ class TrainLoader:
 class EvalLoader:
     """See `eval_loader`. `len` is the number of batches."""
 
-    def __init__(self, inputs: _Tiles, batch: int, workers: int) -> None:
+    def __init__(self, inputs: _Tiles, batch: int, workers: int, pin: bool) -> None:
         order = [inputs.places[at : at + batch] for at in range(0, len(inputs.places), batch)]
-        self.loader = _loader(inputs, workers, batch_sampler=order)
+        self.loader = _loader(inputs, workers, order, pin)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -253,14 +264,14 @@ class _Plan:
                 yield epoch, step
 
 
-def _loader(images: _Inputs, workers: int, batch_sampler: Any) -> DataLoader[Any]:
+def _loader(images: _Inputs, workers: int, batch_sampler: Any, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         images,
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=_collate_or_fail,
         worker_init_fn=_init_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         generator=torch.Generator(),  # else every pass over the data would advance torch's global one
     )
 
@@ -270,10 +281,35 @@ def _collate_or_fail(samples: Sequence[Sample | _Failure]) -> Batch | _Failure:
     return failure or collate([sample for sample in samples if isinstance(sample, Sample)])
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals wait until the block is over, and a process that begins in it is born deaf to them.
+
+    A worker that does not share the memory of its parent imports for seconds before `_init_worker` runs.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has none
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_heard()})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heard() -> set[signal.Signals]:
+    """What `_obey_parent` waits for; macOS and Windows have no way to."""
+    return {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()
+
+
 def _init_worker(_: int) -> None:
-    """A worker is one of several: threads of its own would only fight for the same cores."""
-    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows have none
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """A worker is one of several: threads of its own would only fight for the same cores.
+
+    Ctrl+C is sent to it as well as to its parent, which still wants to save, and ends its workers then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _heard():
+        signal.pthread_sigmask(signal.SIG_BLOCK, _heard())
         threading.Thread(target=_obey_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -281,14 +317,18 @@ def _init_worker(_: int) -> None:
 
 def _obey_parent() -> None:
     """End at the parent's SIGTERM alone: one to the whole group is for the parent, which still wants to save."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # os.getppid() is a server's where that starts the processes
+    assert parent is not None
+    while signal.sigwaitinfo(_heard()).si_pid != parent.pid:
         pass
     os._exit(0)
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     try:
-        for batch in loader:
+        with _signals_held_back():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, _Failure):
                 raise batch.error()
             yield batch

@@ -128,6 +128,7 @@ def _fields(by: str | Sequence[str]) -> list[str]:
 def _groups(file: Path, by: Sequence[str], *, allow_leaks: bool) -> _Groups:
     content = read_coco_file(file)
     _refuse_malformed(content, file)
+    _refuse_orphans(content, file)
     fields = [field for field in by if field != NEAR_DUPLICATES]
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     first: dict[str, str] = {}  # the group of a photo's first copy, to which the others go
@@ -151,6 +152,20 @@ def _refuse_malformed(content: Lists, file: Path) -> None:
             what = f"the entry is {short(entry)}, not one with {' and '.join(names)}"
             fix = f"cvpeft data check {file} tells all faults of it"
             raise DataError("COCO", what, where=f"{file}: {part}[{number}]", fix=fix)
+
+
+def _refuse_orphans(content: Lists, file: Path) -> None:
+    """DataError where boxes name an image or a category that is not there: parts would hold none of them."""
+    for key, part, code in (("image_id", "images", "IMGID"), ("category_id", "categories", "CAT")):
+        known = {entry["id"] for entry in content[part]}
+        lost = [number for number, box in enumerate(content["annotations"]) if box[key] not in known]
+        if lost:
+            example = f"annotations[{lost[0]}]: {key} is {short(content['annotations'][lost[0]][key])}"
+            ids = ", ".join(short(entry["id"]) for entry in content[part][:3]) or "none"
+            what = f"{len(lost)} annotations name none of the {part}, first {example}, and the ids there are like {ids}"
+            why = "boxes would be lost, and their photos count as negatives"
+            fix = f"correct the ids; cvpeft data autofix {file} --out FIXED.json mends those that are texts"
+            raise DataError(code, what, where=str(file), why=why, fix=fix)
 
 
 def _near(groups: _Groups, *, must: bool) -> list[tuple[int, int, str, str]]:

@@ -95,7 +95,8 @@ def evaluate(
     """
     e, d = settings.eval, settings.data
     device = next(model.parameters()).device
-    loader = eval_loader(data, d.size, batch=e.batch, workers=d.workers, canvas=d.canvas)
+    pin = device.type == "cuda"
+    loader = eval_loader(data, d.size, batch=e.batch, workers=d.workers, canvas=d.canvas, pin=pin)
     found = predict(model, loader, device=device, precision=e.precision)
     result = report(data.ground_truth(), found, data.classes, alarm_threshold=e.alarm_threshold, thresholds=thresholds)
     result["latency"] = latency(model, _first_photos(data, settings), device=device, precision=e.precision)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -133,12 +134,20 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the moments of `optimizer_tensors` back; learning rates come from the schedule."""
+    """Put the moments of `optimizer_tensors` back; learning rates come from the schedule.
+
+    A state holds tensors in plain order. Moments lie in memory as their parameter does, as before: a step goes through
+    both in one order.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, t in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, moments in optimizer.state.items():
+        for name, t in moments.items():
+            if t.shape == parameter.shape and t.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=t.dtype, requires_grad=False).copy_(t)
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -8,7 +8,8 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,14 @@ class RunLog:
         self.file = folder / "metrics.jsonl"
         self.records = _read(self.file)[:keep]
         self._write()
-        self.writer = _tensorboard(folder, step) if tensorboard else None
+        self.board = _Board(folder, step) if tensorboard else None
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one record; floats are kept as they are."""
         self.records.append({"step": step, **values})
         self._write()
-        if self.writer is not None:
-            for key, value in values.items():
-                if isinstance(value, int | float):
-                    self.writer.add_scalar(key, value, step)
+        if self.board is not None:
+            self.board.add(step, values)
 
     def _write(self) -> None:
         _try_write(self.file, "".join(json.dumps(r) + "\n" for r in self.records))
@@ -59,8 +58,8 @@ class RunLog:
         table.writeheader()
         table.writerows(self.records)
         _try_write(self.file.with_suffix(".csv"), text.getvalue())
-        if self.writer is not None:
-            self.writer.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
@@ -81,14 +80,43 @@ def _try_write(file: Path, text: str) -> None:
         log.warning("%s", e)
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
+class _Board:
+    """TensorBoard's events from `step` on, until they cannot be written: then one warning, and no more of them."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        make = _tensorboard()
+        self.writer: Any = None
+        with self._until_it_fails():
+            self.writer = make(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        with self._until_it_fails():
+            for key, value in values.items():
+                if self.writer is not None and isinstance(value, int | float):
+                    self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        with self._until_it_fails():
+            if self.writer is not None:
+                self.writer.close()
+
+    @contextmanager
+    def _until_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:  # its thread's, or its own
+            self.writer = None
+            log.warning("TensorBoard's events cannot be written (%s): the run goes on without them", e)
+
+
+def _tensorboard() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
         raise ConfigError(
             "EXTRA", "train.tensorboard needs the package tensorboard", fix="pip install 'cvpeft[viz]'"
         ) from e
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
@@ -122,9 +150,32 @@ def peak_memory(device: torch.device) -> float:
     return process_peak()
 
 
+class _LogFile(logging.FileHandler):
+    """A file that may be on a full disk: one warning for all lines that are not in it."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True  # first, as the warning comes here too
+            log.warning("%s cannot be written (%s): the run goes on, its log lacks lines", self.baseFilename, error)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of lines that are still to be written
+            super().close()
+
+
 def log_to(file: Path) -> logging.Handler:
-    """Send everything that cvpeft logs to `file` as well."""
-    handler = logging.FileHandler(file, encoding="utf-8")
+    """Send everything that cvpeft logs to `file` as well, as long as it can be written."""
+    handler: logging.Handler
+    try:
+        handler = _LogFile(file, encoding="utf-8")
+    except OSError as e:
+        log.warning("%s cannot be written (%s): the run goes on without it", file, e)
+        return logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("cvpeft").addHandler(handler)
     return handler

@@ -30,7 +30,7 @@ from cvpeft.detector.saved import describe, save_adapter
 from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
 from cvpeft.eval.report import Report, report, write_report
-from cvpeft.files import sweep
+from cvpeft.files import sweep, unwritable
 from cvpeft.peft.foreign import start_from_hf
 from cvpeft.peft.state import lr_factors, owned, undecayed
 from cvpeft.train.card import model_card
@@ -96,7 +96,10 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     precision = pick_precision(settings.train.precision, device)
     log.info("device %s, %s", device, precision)
     if holds_low := settings.train.frozen_dtype == "compute" and precision == "bf16":
-        _hold_frozen(model)
+        for module in _frozen_matrices(model):
+            module.to(torch.bfloat16)
+    elif settings.train.frozen_dtype == "compute":
+        log.warning("train.frozen_dtype=compute changes nothing where the precision is %s", precision)
     model.to(device)
     optimizer = _optimizer(model, settings)
     average = EMA(owned(model), settings.train.ema)
@@ -107,12 +110,12 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     return trainer
 
 
-def _hold_frozen(model: nn.Module) -> None:
-    """Hold frozen matrices in bf16: half the memory, and no cast in every step."""
+def _frozen_matrices(model: nn.Module) -> Iterator[nn.Module]:
+    """What may be held in bf16, for half the memory and without a cast in every step."""
     for module in model.backbone.body.modules():  # type: ignore[union-attr]
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in own):
-            module.to(torch.bfloat16)
+            yield module
 
 
 def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optimizer:
@@ -172,7 +175,7 @@ def _epoch(t: Trainer, batches: Iterator[Batch], run_log: RunLog, bar: tqdm) -> 
     rates = {f"lr_{g['part']}": g["lr"] / g["factor"] for g in t.optimizer.param_groups}
     cost = {"seconds": p.seconds, "peak_memory_mb": peak_memory(t.device)}
     _record(t, run_log, {"epoch": p.epoch + 1, **means, **rates, **cost})
-    if every:
+    if _is_scored(t):  # whatever happens there must not cost the epoch
         save(t)
 
 
@@ -203,6 +206,7 @@ def _batches(t: Trainer) -> Iterable[Batch]:
         start=(p.epoch + 1, 0) if done else (p.epoch, p.batch),
         mosaic=d.mosaic,
         canvas=d.canvas,
+        pin=t.device.type == "cuda",
     )
     return (batch for _, _, batch in loader)
 
@@ -258,25 +262,29 @@ def _check_finite(t: Trainer, values: Mapping[str, Tensor], names: list[str]) ->
         f"step {t.progress.step + 1} is not finite ({found}) on {', '.join(names)}; learning rates {rates}",
         where=str(t.folder),
         why="The last saved state holds no trace of it",
-        fix="look at the boxes of these images, then lower train.lr or set train.precision=fp32",
+        fix="look at these images' boxes, then lower train.lr or set train.precision=fp32, under another run.name",
     )
 
 
 # Evaluating and saving
 
 
+def _is_scored(t: Trainer) -> bool:
+    """Whether the epoch at hand ends in an evaluation."""
+    number, cfg = t.progress.epoch + 1, t.settings.train
+    return t.splits.val is not None and (number % cfg.eval_every == 0 or number == cfg.epochs)
+
+
 def _evaluate(t: Trainer, run_log: RunLog) -> None:
     """Score the moving average on val and keep it as best/ if it is better than all before."""
     p, s, val = t.progress, t.settings, t.splits.val
-    is_last = p.epoch + 1 == s.train.epochs
-    if val is None or ((p.epoch + 1) % s.train.eval_every and not is_last):
+    if val is None or not _is_scored(t):
         return
-    loader = _watched(
-        t, eval_loader(val, s.data.size, batch=s.eval.batch, workers=s.data.workers, canvas=s.data.canvas)
-    )
+    d, pin = s.data, t.device.type == "cuda"
+    loader = eval_loader(val, d.size, batch=s.eval.batch, workers=d.workers, canvas=d.canvas, pin=pin)
     precision = "bf16" if t.holds_low else s.eval.precision
     with t.ema.swapped_in(owned(t.model)):
-        found = predict(t.model, loader, device=t.device, precision=precision)
+        found = predict(t.model, _watched(t, loader), device=t.device, precision=precision)
         result = report(val.ground_truth(), found, val.classes, alarm_threshold=s.eval.alarm_threshold)
         stats = result["coco"]
         value = stats["AP"] or 0.0
@@ -286,10 +294,20 @@ def _evaluate(t: Trainer, run_log: RunLog) -> None:
             p.best = value
             thresholds = {name: row["threshold"] for name, row in result["per_class"].items()}
             meta = {**t.meta, "val": {**stats, "epoch": p.epoch + 1, "precision": precision}, "thresholds": thresholds}
+            _drop_figures(t.folder / "eval" / "val")
             save_adapter(t.folder / "best", t.model, meta, model_card(meta, s, p.epoch + 1))
             _write_figures(t.folder / "eval" / "val", result, found)
     _record(t, run_log, {"epoch": p.epoch + 1, **{f"val_{k}": stats[k] for k in ("AP", "AP50", "AP75", "AR100")}})
     log.info("epoch %d: val AP %.4f AP50 %.4f", p.epoch + 1, value, stats["AP50"] or 0.0)
+
+
+def _drop_figures(folder: Path) -> None:
+    """Those of the epoch that was best till now: they must never stand beside another adapter."""
+    try:
+        for file in filter(Path.is_file, folder.glob("*")):
+            file.unlink()
+    except OSError as e:
+        raise unwritable(e, folder, "the figures of a better epoch") from e
 
 
 def _write_figures(folder: Path, result: Report, found: list[dict[str, Any]]) -> None:
@@ -358,10 +376,18 @@ def _resources(t: Trainer) -> Iterator[None]:
             raise error from e
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
-        b, more = t.settings.train.batch, "halve train.batch and double train.accumulate, "
-        what = f"memory ran out at train.batch={b}, data.size={list(t.settings.data.size)} ({str(e).splitlines()[0]})"
-        fix = (more if b > 1 else "") + "set train.frozen_dtype=compute, or lower data.size"
-        raise ResourceError("MEMORY", what, where=str(t.folder), fix=f"{fix}, under another run.name") from e
+        batch, size = t.settings.train.batch, list(t.settings.data.size)
+        what = f"memory ran out at train.batch={batch}, data.size={size} ({str(e).splitlines()[0]})"
+        fix = f"{_less_memory(t)}, under another run.name"
+        raise ResourceError("MEMORY", what, where=str(t.folder), fix=fix) from e
+
+
+def _less_memory(t: Trainer) -> str:
+    """What helps this very run."""
+    halves = t.precision == "bf16" and not t.holds_low and any(_frozen_matrices(t.model))
+    ways = ["halve train.batch and double train.accumulate"] * (t.settings.train.batch > 1)
+    ways += ["set train.frozen_dtype=compute"] * halves
+    return ", ".join([*ways, "or lower data.size" if ways else "lower data.size"])
 
 
 def _sizes(t: Trainer) -> str:

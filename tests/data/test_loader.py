@@ -100,6 +100,13 @@ def test_a_restart_goes_on_with_the_same_batches(data: CocoData, start: tuple[in
     assert len(resumed) == 4
 
 
+@pytest.mark.parametrize("pin", [False, True])
+def test_memory_is_pinned_where_the_run_wants_it(data: CocoData, monkeypatch: pytest.MonkeyPatch, pin: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert batches(data, pin=pin).loader.pin_memory == pin
+    assert eval_loader(data, SIZE, batch=2, workers=0, pin=pin).loader.pin_memory == pin
+
+
 def test_the_seed_and_the_epoch_matter(data: CocoData) -> None:
     first, other = as_lists(batches(data)), as_lists(batches(data, seed=4))
     assert first != other
@@ -278,11 +285,13 @@ def test_workers_use_one_thread_each(data: CocoData, monkeypatch: pytest.MonkeyP
 
     monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # this process must go on hearing SIGTERM
     cv_threads, torch_threads = cv2.getNumThreads(), torch.get_num_threads()
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         room._init_worker(0)
         assert cv2.getNumThreads() <= 1
         assert torch.get_num_threads() == 1
     finally:
+        signal.signal(signal.SIGINT, ctrl_c)
         cv2.setNumThreads(cv_threads)
         torch.set_num_threads(torch_threads)
 

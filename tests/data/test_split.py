@@ -254,6 +254,38 @@ def test_a_malformed_json_is_told_in_one_sentence(tmp_path: Path, part: str, ent
     assert "\n" not in str(fault.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("image_id", "7", r'E-IMGID .*2 annotations name none of the images, first annotations\[3\]: image_id is "7",'),
+        ("image_id", 700, r"first annotations\[3\]: image_id is 700, and the ids there are like 1, 2, 3\."),
+        ("category_id", "1", r"E-CAT .*2 annotations name none of the categories, .*are like 1, 2\."),
+        ("category_id", 7, r"first annotations\[3\]: category_id is 7,"),
+    ],
+)
+def test_boxes_of_no_image_or_category_are_not_dropped(tmp_path: Path, key: str, value: object, told: str) -> None:
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    for number in (3, 9):
+        content["annotations"][number][key] = value
+    file.write_text(json.dumps(content))
+    for split in (lambda: split_json(file, HALVES), lambda: leave_out(file, "section", "S0")):
+        with pytest.raises(DataError, match=told):
+            split()
+    assert [f.name for f in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_ids_that_are_texts_throughout_are_split_as_they_are(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    for box in content["annotations"]:
+        box["image_id"] = str(box["image_id"])
+    file.write_text(json.dumps(content))
+    assert sum(sum(part.boxes.values()) for part in split_json(file, HALVES)) == len(content["annotations"])
+
+
 def test_several_fields_are_joined(tmp_path: Path) -> None:
     parts = split_json(alike(tmp_path), HALVES, by=["section", "camera"], allow_leaks=True)
     assert [part.groups for part in parts] == [1, 1]

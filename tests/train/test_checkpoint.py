@@ -250,6 +250,35 @@ def test_the_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> Non
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), second.parameters(), strict=True))
 
 
+def test_moments_come_back_in_the_memory_order_of_their_weights(tmp_path: Path) -> None:
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        optimizer.zero_grad()
+        model(torch.linspace(0, number, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+
+    first, before = fresh()
+    for number in (1, 2):
+        step(first, before, number)
+    save_state(tmp_path / "last", State({"optimizer": optimizer_tensors(before)}, {}))
+    second, after = fresh()
+    second.load_state_dict(first.state_dict())
+    found = load_state(tmp_path / "last")
+    assert found
+    restore_optimizer(after, found[0].tensors["optimizer"])
+    mine, theirs = optimizer_tensors(after), optimizer_tensors(before)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert {key: t.stride() for key, t in mine.items()} == {key: t.stride() for key, t in theirs.items()}
+    step(first, before, 3)
+    step(second, after, 3)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("text", ["null", "5", "[]", '"a"', '{"state.json": 3, "model.safetensors": 1}'])
 def test_a_manifest_that_is_no_list_of_files_falls_back(tmp_path: Path, text: str) -> None:
     for number in (1.0, 2.0):

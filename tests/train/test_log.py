@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cvpeft.train.log import RunLog, environment, peak_memory
+from cvpeft.train.log import RunLog, environment, log_to, peak_memory
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -80,6 +82,53 @@ def test_tensorboard_forgets_what_is_written_again(tmp_path: Path) -> None:
     again.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 11.0), (2, 12.0), (3, 99.0)]
+
+
+def fill(disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "fill").write_bytes(b"x" * 2**21)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread tells it
+@pytest.mark.parametrize("full_from", [0, 3])
+@pytest.mark.parametrize("flush_secs", [0.01, 120])  # the thread meets the disk, or the end of the run does
+def test_a_full_disk_ends_tensorboards_events_and_not_the_run(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full_from: int, flush_secs: int
+) -> None:
+    board = pytest.importorskip("torch.utils.tensorboard")
+    monkeypatch.setattr(board, "SummaryWriter", functools.partial(board.SummaryWriter, flush_secs=flush_secs))
+    if full_from == 0:
+        fill(small_disk)
+    log = RunLog(small_disk, tensorboard=True)
+    for step in range(300):
+        if step == full_from > 0:
+            fill(small_disk)
+        log.add(step, {"loss": 1.0, "AP": 0.5})
+    log.close()
+    assert caplog.text.count("TensorBoard's events cannot be written (") == 1
+    assert len(log.records) == 300
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_one_warning(
+    small_disk: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = log_to(small_disk / "log.txt")
+    try:
+        fill(small_disk)
+        for number in range(1000):
+            logging.getLogger("cvpeft.train").warning("line %d of many", number)
+    finally:
+        logging.getLogger("cvpeft").removeHandler(handler)
+        handler.close()
+    assert caplog.text.count("log.txt cannot be written (") == 1
+    assert caplog.text.count("of many") == 1000
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_log_that_cannot_be_opened_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log.txt").mkdir()
+    log_to(tmp_path / "log.txt").close()
+    assert "log.txt cannot be written (" in caplog.text
 
 
 def test_the_environment_is_told() -> None:

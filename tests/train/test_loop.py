@@ -233,6 +233,7 @@ def test_a_loss_that_is_not_finite_names_the_photos_and_poisons_nothing(
     assert names
     assert all(name in str(caught.value) for name in names)
     assert "learning rates adapter " in str(caught.value)
+    assert str(caught.value).endswith("set train.precision=fp32, under another run.name")  # this folder refuses both
     for file in (data / "runs/tiny").rglob("*.safetensors"):
         assert all(t.isfinite().all() for t in load_file(file).values() if t.is_floating_point()), file
 
@@ -360,14 +361,65 @@ def test_figures_that_cannot_be_written_do_not_end_a_run(
     assert "the figures of this evaluation were not written: E-WRITE no room" in caplog.text
 
 
-def test_memory_that_runs_out_is_told_with_what_helps(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_an_earlier_epoch_never_stand_beside_a_later_adapter(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, real, calls = iter([0.1, 0.2, 0.15]), loop.report, []
+    write, folder = loop.write_report, data / "runs/tiny/eval/val"
+
+    def better(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        result["coco"]["AP"] = next(figures)
+        return result
+
+    def first_alone(*args: Any) -> None:
+        calls.append(folder.exists() and [f.name for f in folder.iterdir()])
+        if len(calls) > 1:
+            raise ResourceError("DISK", "no room")
+        write(*args)
+
+    monkeypatch.setattr(loop, "report", better)
+    monkeypatch.setattr(loop, "write_report", first_alone)
+    run = loop.train(settings(data, train={"epochs": 3}))
+    assert json.loads((run / "adapter/adapter_config.json").read_text())["val"]["epoch"] == 2
+    assert calls == [False, []]
+    assert not (folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "mode", "ways"),
+    [
+        ({"precision": "fp32"}, "frozen", "halve train.batch and double train.accumulate, or lower data.size"),
+        (
+            {"precision": "bf16"},
+            "frozen",
+            "halve train.batch and double train.accumulate, set train.frozen_dtype=compute, or lower data.size",
+        ),
+        ({"precision": "bf16", "batch": 1}, "frozen", "set train.frozen_dtype=compute, or lower data.size"),
+        ({"precision": "bf16", "batch": 1}, "full", "lower data.size"),
+        ({"precision": "bf16", "batch": 1, "frozen_dtype": "compute"}, "frozen", "lower data.size"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_what_helps(
+    data: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], mode: str, ways: str
+) -> None:
     def greedy(*_: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(loop, "_losses", greedy)
-    with pytest.raises(ResourceError, match=r"E-MEMORY .*train.batch=2.*halve train.batch") as caught:
-        loop.train(settings(data))
+    with pytest.raises(ResourceError, match=r"E-MEMORY .*memory ran out at train.batch=") as caught:
+        loop.train(settings(data, train=train, peft={"mode": mode, "methods": ()}))
     assert caught.value.exit_code == 4
+    assert str(caught.value).endswith(f" Fix: {ways}, under another run.name")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frozen_dtype_without_effect_is_told(data: Path, caplog: pytest.LogCaptureFixture, precision: str) -> None:
+    trainer = loop._prepare(
+        settings(data, train={"precision": precision, "frozen_dtype": "compute"}), _made(data / "runs/other")
+    )
+    told = "train.frozen_dtype=compute changes nothing where the precision is fp32" in caplog.text
+    assert told == (precision == "fp32") != trainer.holds_low
 
 
 def test_a_loader_process_that_dies_in_the_middle_of_a_step_is_told_and_the_run_can_go_on(
@@ -418,6 +470,22 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(data: Path) ->
     one, same, other = weights("a", 1), weights("b", 1), weights("c", 2)
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert not any(torch.equal(one[k], other[k]) for k in one if ".lora." in k)
+
+
+def test_a_run_on_the_cpu_pins_nothing_for_a_gpu(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    for name in ("train_loader", "eval_loader"):
+        real = getattr(loop, name)
+
+        def seen(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.cuda, "is_available", lambda: True)
+                made.append(real(*args, **kwargs))
+            return made[-1]
+
+        monkeypatch.setattr(loop, name, seen)
+    loop.train(settings(data, train={"epochs": 1}))
+    assert [entry.loader.pin_memory for entry in made] == [False, False]
 
 
 def test_the_batches_do_not_depend_on_the_workers(data: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.detector import device
-from cvpeft.errors import CheckpointError, ConfigError
+from cvpeft.errors import CheckpointError, ConfigError, DataError
 from cvpeft.train import checkpoint, loop
 from cvpeft.train.folder import is_finished
 from tests.helpers import ellipses, settings
@@ -134,6 +134,23 @@ def test_a_signal_during_evaluation_is_obeyed_and_the_evaluation_made_again(
     assert caught.value.exit_code == 130
     assert len(records(data / "runs/tiny")) == 1  # the losses of the epoch, no figures yet
     assert outcome(loop.train(s)) == uninterrupted("lora")
+
+
+def test_an_evaluation_that_fails_costs_no_epoch(
+    data: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Whole
+) -> None:
+    s, photo = run_of(data, "lora", save_every=0), data / "images/val_2.png"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:600])
+    with pytest.raises(DataError, match=r"val_2\.png - the image is damaged"):
+        loop.train(s)
+    state = json.loads((data / "runs/tiny/last/state.json").read_text())
+    assert (state["progress"]["step"], state["progress"]["epoch"]) == (3, 0)
+    photo.write_bytes(whole)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)  # which is done, and not made again
+        loop.train(s)
+    assert outcome(data / "runs/tiny") == uninterrupted("lora")
 
 
 def test_a_second_signal_stops_at_once(data: Path) -> None:

@@ -27,6 +27,12 @@ def command(folder: Path, **sections: dict[str, object]) -> list[str]:
     return [sys.executable, "-m", "cvpeft.cli", "train", str(folder / "tiny.yaml")]
 
 
+def starting_by(method: str, line: list[str]) -> list[str]:
+    """The same command where this is the usual way to start a process."""
+    code = f"import multiprocessing, sys; multiprocessing.set_start_method({method!r}); from cvpeft.cli import main; "
+    return [line[0], "-c", code + "sys.exit(main(sys.argv[1:]))", *line[3:]]
+
+
 def started(line: list[str], group: bool = False) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -44,11 +50,24 @@ LONG = {"epochs": 200, "save_every": 1}
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    ("signum", "code", "method"),
+    [
+        (signal.SIGTERM, 143, "fork"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (signal.SIGINT, 130, "fork"),
+                (signal.SIGINT, 130, "forkserver"),
+                (signal.SIGTERM, 143, "forkserver"),
+                (signal.SIGINT, 130, "spawn"),
+            )
+        ),
+    ],
 )
-def test_a_signal_saves_and_gives_its_exit_code(data: Path, signum: int, code: int) -> None:
+def test_a_signal_saves_and_gives_its_exit_code(data: Path, signum: int, code: int, method: str) -> None:
     """To the whole process group, as a terminal and `timeout` send it: loader processes must not die first."""
-    with started(command(data, train=LONG, data={"workers": 1}), group=True) as process:
+    line = starting_by(method, command(data, train=LONG, data={"workers": 1}))
+    with started(line, group=True) as process:
         wait_for(data / "runs/tiny/last", process)
         os.killpg(process.pid, signum)
         _, said = process.communicate()

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import posixpath
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,8 +41,7 @@ def read(tree: Tree) -> Found:
         for number, row in enumerate(_rows(tree, file), 2):
             where = f"{tree.root / file}:{number}"
             stated = row["filename"] or ""
-            beside = str(PurePosixPath(file).parent / PurePosixPath(stated).name)
-            image = beside if beside in tree.images_set else tree.match(stated, file, split)
+            image = _image(tree, file, stated, split)
             if image is None:
                 what = f"the image {stated[:100]!r} is not there, or more than one could be meant"
                 found.faults.append(DataError("MISSING", what, where=where))
@@ -78,6 +78,12 @@ def _rows(tree: Tree, file: str) -> list[dict[str, str]]:
     if lacking := COLUMNS - set(reader.fieldnames):
         raise DataError("CSV", f"the columns {', '.join(sorted(lacking))} are not there", where=str(tree.root / file))
     return rows
+
+
+def _image(tree: Tree, file: str, stated: str, split: str) -> str | None:
+    """The image at the stated path as seen from the csv; else the one that `Tree.match` finds certain."""
+    there = posixpath.normpath(posixpath.join(posixpath.dirname(file), stated.replace("\\", "/")))
+    return there if there in tree.images_set else tree.match(stated, file, split)
 
 
 def _size(tree: Tree, image: str) -> tuple[int, int] | None:

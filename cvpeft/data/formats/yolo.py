@@ -69,7 +69,9 @@ def _yaml(tree: Tree) -> str:
 
 
 def _names_file(tree: Tree) -> str:
-    return next((name for name in tree.files if PurePosixPath(name).name in NAMES), "")
+    """A list of names; a text file of one of these names that has a photo holds its labels."""
+    listed = (name for name in tree.files if PurePosixPath(name).name in NAMES)
+    return next((name for name in listed if not (name.endswith(".txt") and _may_be_labels(tree, name))), "")
 
 
 def _settings(tree: Tree, file: str) -> dict[str, Any]:
@@ -163,12 +165,22 @@ def _label_files(tree: Tree) -> dict[str, str]:
     files: dict[str, str] = {}
     for name in tree.ending(".txt"):
         path = PurePosixPath(name)
-        in_labels = any(part.lower().startswith("label") for part in path.parts[:-1])
-        if (in_labels or str(path.parent) in beside) and not NO_LABELS.fullmatch(path.name):
+        known_list = NO_LABELS.fullmatch(path.name) and not _may_be_labels(tree, name)
+        if (_in_labels(path) or str(path.parent) in beside) and not known_list:
             files.setdefault(key(name), name)
-            if in_labels:
+            if _in_labels(path):
                 files[key(name)] = name
     return files
+
+
+def _in_labels(path: PurePosixPath) -> bool:
+    return any(part.lower().startswith("label") for part in path.parts[:-1])
+
+
+def _may_be_labels(tree: Tree, name: str) -> bool:
+    """Whether a text file, whatever its name, has a photo: that of its key, which lies beside it or it in `labels`."""
+    path, photos = PurePosixPath(name), tree.by_key.get(key(name), [])
+    return any(_in_labels(path) or PurePosixPath(photo).parent == path.parent for photo in photos)
 
 
 def _photo(tree: Tree, name: str, split: str, label: str | None, keypoints: int, found: Found) -> Photo:

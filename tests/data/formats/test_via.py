@@ -21,11 +21,17 @@ RECT = {"name": "rect", "x": 10, "y": 10, "width": 20, "height": 30}
 
 def via(root: Path, *regions: tuple[str, Any, Any], file: str = "via_region_data.csv") -> Path:
     """regions: photo, shape (None for a photo without regions), attributes."""
+    for name, _, _ in regions:
+        photo(root / name)
+    return table(root, *regions, file=file)
+
+
+def table(root: Path, *regions: tuple[str, Any, Any], file: str = "via_region_data.csv") -> Path:
+    """The csv alone."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(HEAD)
     for name, shape, attributes in regions:
-        photo(root / name)
         rows.writerow([name, 1, "{}", int(shape is not None), 0, json.dumps(shape or {}), json.dumps(attributes)])
     put(root / file, text.getvalue())
     return root
@@ -58,9 +64,47 @@ def test_shapes_become_boxes(tmp_path: Path) -> None:
 
 
 def test_two_names_that_may_mean_one_photo_are_a_fault(tmp_path: Path) -> None:
-    root = via(tmp_path / "set", ("berlin/a.jpg", RECT, {"type": "good"}), ("lyon/a.jpg", RECT, {"type": "good"}))
+    rows = [(name, RECT, {"type": "good"}) for name in ("berlin/a.jpg", "lyon/a.jpg")]
+    root = table(tmp_path / "set", *rows)
     photo(root / "a.jpg")
     with pytest.raises(DataError, match=r"'berlin/a\.jpg' and 'lyon/a\.jpg' would both be a\.jpg"):
+        import_labels(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "stated", "photos", "meant"),
+    [
+        ("via.csv", "lyon/1.jpg", ["1.jpg", "lyon/1.jpg"], "lyon/1.jpg"),
+        ("via.csv", "./lyon\\1.jpg", ["1.jpg", "lyon/1.jpg"], "lyon/1.jpg"),
+        ("csv/via.csv", "../lyon/1.jpg", ["csv/1.jpg", "csv/lyon/1.jpg", "lyon/1.jpg"], "lyon/1.jpg"),
+        ("via.csv", "/home/me/lyon/1.jpg", ["1.jpg", "berlin/1.jpg", "lyon/1.jpg"], "lyon/1.jpg"),
+        ("via.csv", "/home/me/lyon/1.jpg", ["1.jpg", "berlin/1.jpg"], "1.jpg"),
+        ("lyon/via.csv", "1.jpg", ["1.jpg", "lyon/1.jpg"], "lyon/1.jpg"),
+        ("via.csv", "1.jpg", ["lyon/1.jpg", "lyon/2.jpg"], "lyon/1.jpg"),
+    ],
+)
+def test_the_stated_folder_counts(tmp_path: Path, file: str, stated: str, photos: list[str], meant: str) -> None:
+    root = table(tmp_path / "set", (stated, RECT, {"type": "good"}), file=file)
+    for name in photos:
+        photo(root / name)
+    import_labels(root, tmp_path / "out")
+    assert labels(tmp_path / "out/data.json") == {meant: [("good", [10.0, 10.0, 20.0, 30.0])]}
+
+
+@pytest.mark.parametrize(
+    ("file", "stated", "photos"),
+    [
+        ("via.csv", "1.jpg", ["berlin/1.jpg", "lyon/1.jpg"]),
+        ("csv/via.csv", "nice/1.jpg", ["csv/1.jpg", "1.jpg"]),
+        ("via.csv", "/home/me/1.jpg", ["berlin/me/1.jpg", "lyon/me/1.jpg"]),
+        ("via.csv", "nice/1.jpg", ["berlin/1.jpg", "lyon/1.jpg"]),
+    ],
+)
+def test_a_name_that_is_not_certain_is_a_fault(tmp_path: Path, file: str, stated: str, photos: list[str]) -> None:
+    root = table(tmp_path / "set", (stated, RECT, {"type": "good"}), file=file)
+    for name in photos:
+        photo(root / name)
+    with pytest.raises(DataError, match=r"E-MISSING .*is not there, or more than one could be meant"):
         import_labels(root, tmp_path / "out")
 
 

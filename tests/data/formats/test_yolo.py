@@ -173,3 +173,52 @@ def test_boxes_are_parts_of_the_upright_photo(tmp_path: Path) -> None:
     photo(root / "train/images/a.jpg", (60, 100), orientation=6)
     run(root)
     assert labels(tmp_path / "out/train.json")["train/images/a.jpg"] == [("good", [15.0, 25.0, 30.0, 50.0])]
+
+
+LISTS = ("test", "train", "val", "valid", "trainval", "notes", "classes", "README", "readme_2", "predefined_classes")
+
+
+@pytest.mark.parametrize("folders", [("images", "labels"), ("train/images", "train/labels"), ("both", "both")])
+def test_a_photo_that_is_called_like_a_list_keeps_its_labels(tmp_path: Path, folders: tuple[str, str]) -> None:
+    root, (images, texts) = tmp_path / "set", folders
+    for name in LISTS:
+        photo(root / images / f"{name}.jpg")
+        put(root / texts / f"{name}.txt", ROWS)
+    put(root / "data.yaml", f"names: [{', '.join(FIVE)}]\n")
+    (part,) = run(root).parts
+    assert labels(part.file) == {f"{images}/{name}.jpg": BOXES for name in LISTS}
+
+
+@pytest.mark.parametrize("place", ["", "images/", "labels/"])
+def test_lists_without_a_photo_of_their_name_hold_no_labels(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "set"
+    photo(root / "images/a.jpg")
+    put(root / "labels/a.txt", ROWS)
+    put(root / f"{place}classes.txt", "\n".join(FIVE))
+    put(root / f"{place}train.txt", "images/a.jpg\n")
+    run(root)
+    assert labels(tmp_path / "out/data.json") == {"images/a.jpg": BOXES}
+
+
+def test_a_list_above_a_photo_of_its_name_holds_no_labels(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for name in ("a.jpg", "images/train.jpg"):
+        photo(root / name)
+    put(root / "a.txt", ROWS)
+    put(root / "labels/train.txt", ROWS)
+    put(root / "train.txt", "a.jpg\nimages/train.jpg\n")
+    put(root / "obj.names", "\n".join(FIVE))
+    run(root)
+    assert labels(tmp_path / "out/data.json") == {"a.jpg": BOXES, "images/train.jpg": BOXES}
+
+
+def test_the_names_are_not_read_from_the_labels_of_a_photo(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    photo(root / "Images/classes.jpg")
+    put(root / "Labels/classes.txt", ROWS)
+    put(root / "data.yaml", "nothing: of use\n")
+    with pytest.raises(DataError):
+        import_labels(root, tmp_path / "out")
+    put(root / "classes.txt", "\n".join(FIVE))
+    run(root)
+    assert labels(tmp_path / "out/data.json") == {"Images/classes.jpg": BOXES}
