@@ -19,6 +19,7 @@ from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.runtime.__main__ import main
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.runtime.photos import find_photos
+from cvpeft.runtime.results import Findings
 from cvpeft.runtime.search import DetectionRun, search_onnx
 from tests.runtime.test_onnx_detector import METADATA, SIZE, model_file
 from tests.runtime.test_shot import photo as shot
@@ -251,6 +252,33 @@ def test_what_was_found_before_a_picture_fails_is_written(model: Path, tmp_path:
     with pytest.raises(ResourceError, match="the picture cannot be written"):
         search_onnx(model, [photos], tmp_path / "out")
     assert {row["file_name"] for row in rows(tmp_path / "out")} == {"a.png"}
+
+
+@pytest.mark.parametrize("end", [MemoryError, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("full", [False, True])
+def test_whatever_ends_a_search_what_was_found_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException], full: bool
+) -> None:
+    for name in "abc":
+        white(tmp_path / "photos" / f"{name}.png")
+    calls = iter((None, None, end("the first")))
+
+    def ending(detector: Detector, *args: Any, **options: Any) -> Any:
+        if fault := next(calls):
+            raise fault
+        return call(detector, *args, **options)
+
+    def unwritten(*_: Any) -> None:
+        raise OSError("the second")
+
+    call = Detector.__call__
+    monkeypatch.setattr(Detector, "__call__", ending)
+    if full:
+        monkeypatch.setattr(Findings, "write", unwritten)
+    with pytest.raises(end, match="the first"):
+        search_onnx(model, [tmp_path / "photos"], tmp_path / "out")
+    if not full:
+        assert {row["file_name"] for row in rows(tmp_path / "out")} == {"a.png", "b.png"}
 
 
 # Batches
