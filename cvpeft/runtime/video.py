@@ -66,7 +66,8 @@ def _read(cv2: Any, film: Any, video: Path, every: float) -> Iterator[Frame]:
             continue
         whole, pixels = film.retrieve()
         if not whole or pixels is None:
-            raise _fault(video, f"its frame at {time:.1f} s cannot be decoded, and what comes after it was not searched")
+            what = f"its frame at {time:.1f} s cannot be decoded, and what comes after it was not searched"
+            raise _fault(video, what)
         yield Frame(video, time, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
         following = max(following + every, time) if every else 0.0
     if not clock.count:

@@ -108,7 +108,8 @@ def _check_numbers(crop_epochs: int, crop_lr: float, formulas: int, minutes: flo
         ("--minutes", minutes, minutes is None or 0 < minutes < float("inf")),
     ):
         if not fits:
-            raise ConfigError("PRETRAIN", f"{name} is {value}", fix="give no negative number, and for rate and time one above 0")
+            fix = "give no negative number, and for rate and time one above 0"
+            raise ConfigError("PRETRAIN", f"{name} is {value}", fix=fix)
 
 
 def _data_digest(settings: schema.Settings) -> str:

@@ -150,7 +150,8 @@ def _caption(outcomes: Sequence[Outcome], settings: schema.Settings, split: str,
         where += f". The same images chose the epoch ({epochs}), which flatters all modes a little"
     lines = [
         f"{where}.",
-        f"95 % interval: the bootstrap's, over {len(outcomes[0].samples)} draws of as many images and seeds, some twice.",
+        f"95 % interval: the bootstrap's, over {len(outcomes[0].samples)} draws of as many images and seeds, "
+        "some twice.",
         "Parameters are the trained ones, by part; the file holds all of them.",
         "Seconds of training, evaluations left out; peak memory of the training process, or of the GPU.",
         "ms of one network input: in torch, float32, on this machine's CPU, all rows in turn.",
