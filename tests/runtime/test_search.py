@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from PIL import Image
 from cvpeft.cli import main as cvpeft_main
 from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.runtime.__main__ import main
+from cvpeft.runtime.image import decode
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.runtime.photos import find_photos
 from cvpeft.runtime.results import Findings
 from cvpeft.runtime.search import DetectionRun, search_onnx
+from cvpeft.runtime.video import frames
 from tests.runtime.test_onnx_detector import METADATA, SIZE, model_file
 from tests.runtime.test_shot import photo as shot
 from tests.runtime.test_video import video
@@ -180,6 +185,13 @@ def test_a_folder_and_a_dangling_link_in_the_way_are_told(model: Path, tmp_path:
         search_onnx(model, [photo], tmp_path / "out")
 
 
+def test_a_picture_that_is_a_circle_of_links_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.jpg").symlink_to("a.jpg")
+    with pytest.raises(ConfigError, match=r"a\.jpg would be overwritten"):
+        search_onnx(model, [white(tmp_path / "a.png")], tmp_path / "out")
+
+
 # Names
 
 
@@ -229,6 +241,50 @@ def test_the_longest_names_have_pictures(model: Path, tmp_path: Path) -> None:
         white(tmp_path / folder / ("盖" * 83 + ".png"))  # 253 bytes
     assert search_onnx(model, [tmp_path / "a", tmp_path / "b"], tmp_path / "out").images == 2
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
+
+
+# What cannot be read
+
+
+@contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A folder with sub/b.jpg and a.jpg; rights bind in the block, as they do not bind the administrator."""
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: it lies in a folder that nobody else may enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        white(folder / "a.jpg")
+        white(folder / "sub" / "b.jpg")
+        try:
+            yield folder
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+            (folder / "sub").chmod(0o755)
+
+
+def bind(folder: Path, mode: int) -> None:
+    """Change the rights of a folder, and be somebody whom they bind."""
+    folder.chmod(mode)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def test_a_folder_that_cannot_be_read_is_told() -> None:
+    with as_nobody() as folder:
+        bind(folder / "sub", 0o311)
+        with pytest.raises(DataError, match=r"E-READ .*sub - the folder cannot be read \(Permission denied\)"):
+            find_photos([folder])
+
+
+def test_photos_in_a_folder_that_cannot_be_entered_are_told_one_by_one() -> None:
+    with as_nobody() as folder:
+        (folder / "sub" / "c.avi").touch()
+        bind(folder / "sub", 0o444)
+        names = [photo.name for photo in find_photos([folder, f"{folder}/sub/*.avi"])]
+        for read, photo in ((decode, "b.jpg"), (lambda file: next(frames(file, 1.0)), "c.avi")):
+            with pytest.raises(DataError, match=photo):
+                read(folder / "sub" / photo)
+    assert names == ["a.jpg", "sub/b.jpg", "c.avi"]
 
 
 # What cannot be written
