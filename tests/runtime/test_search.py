@@ -380,6 +380,15 @@ def test_the_detector_feeds_as_many_at_once(model: Path, monkeypatch: pytest.Mon
     assert detector([], batch=4) == []
 
 
+def test_a_form_whose_ranges_span_a_batch_is_fed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = METADATA | {"precision": "int8 dynamic"}
+    detector, fed = Detector(model_file(tmp_path / "m.onnx", about, BOXES, [0.6, 0.3, 0], [1, 2, 0])), []
+    run = detector._run
+    monkeypatch.setattr(detector, "_run", lambda images: (fed.append(len(images)), run(images))[1])
+    assert len(detector([np.full((96, 128, 3), 255, np.uint8)] * 5, batch=3)) == 5
+    assert fed == [1] * 5
+
+
 # Videos
 
 
