@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cvpeft.errors import ConfigError, DataError
+from cvpeft.errors import ConfigError, DataError, visible
 from cvpeft.files import replacing
 from cvpeft.runtime.draw import JPEG_SIDE, draw
 from cvpeft.runtime.image import decode
@@ -129,7 +129,8 @@ def tell(done: DetectionRun) -> int:
     for sentence in (*done.failed, done.unplaced):
         if sentence:
             print(sentence, file=sys.stderr)
-    print(f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable: {printable(done.out)}")
+    counts = f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable"
+    print(f"{counts}: {visible(printable(done.out))}")
     return done.exit_code
 
 

@@ -453,6 +453,16 @@ def test_the_command_tells_what_it_did(model: Path, tmp_path: Path, capsys: pyte
     assert main([*command, "--every", "-1"]) == 2
 
 
+def test_names_cannot_steer_the_terminal(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "\x1b]0;mine\x07\x1b[2J.jpg"
+    odd.write_bytes(b"no photo")
+    assert main([str(model), str(tmp_path), "--out", str(tmp_path / "out\x1b[2J")]) == 2
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert "\\x1b]0;mine\\x07\\x1b[2J.jpg" in told.err
+    assert "1 unreadable" in told.out
+
+
 def test_both_commands_run_without_what_deployment_lacks(model: Path, tmp_path: Path) -> None:
     white(tmp_path / "a.png")
     for name, call in (("runtime", "cvpeft.runtime.__main__ import main"), ("cli", "cvpeft.cli import main")):
