@@ -254,9 +254,7 @@ def test_runs_of_another_config_or_other_data_are_refused(done: Path, calls: Cal
     assert calls == []
 
 
-def test_methods_all_over_the_detector_stand_beside_a_frozen_backbone(
-    done: Path, calls: Calls, tmp_path: Path
-) -> None:
+def test_methods_all_over_the_detector_stand_beside_a_frozen_backbone(done: Path, calls: Calls, tmp_path: Path) -> None:
     """With scope detector neck and head belong to the base of the methods, and not to that of mode frozen."""
     run = shutil.copytree(done / "out" / "runs" / "adapters-seed0", tmp_path / "base")
     base = export_weights_run(run)
