@@ -93,7 +93,7 @@ def _is_local(host: str) -> bool:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: no name that could be looked up
         what = f"cannot listen at this address ({getattr(error, 'strerror', None) or error})"
         fix = "choose another --port or --host; --port 0 takes a free port"
         raise ResourceError("PORT", what, where=f"{host}:{port}", fix=fix) from error

@@ -130,6 +130,8 @@ def test_a_taken_port_is_told_in_one_sentence(model: Path, capsys: pytest.Captur
         (["absent.onnx"], 2, "E-MODEL absent.onnx - no such file"),
         (["MODEL", "--port", "70000"], 4, "E-PORT"),
         (["MODEL", "--host", "no.such.host.invalid"], 4, "E-PORT no.such.host.invalid:8000"),
+        (["MODEL", "--host", "é.."], 4, "E-PORT é..:8000"),
+        (["MODEL", "--host", "a\0b"], 4, "E-PORT a\\x00b:8000"),
         (["MODEL", "--max-mb", "0"], 2, "E-LIMIT --max-mb is 0"),
         (["MODEL", "--max-megapixels", "500"], 2, "E-LIMIT --max-megapixels is 500"),
     ],
