@@ -25,7 +25,16 @@ __all__ = [
     "NumericalError",
     "ParityError",
     "ResourceError",
+    "visible",
 ]
+
+# Unicode's category Cc without newline and tab: names of photos and of what a model holds may be anybody's
+CONTROLS = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if chr(n) not in "\n\t"}
+
+
+def visible(text: str) -> str:
+    """Text for a terminal, which a control character could steer: those are written out, as \\x1b."""
+    return text.translate(CONTROLS)
 
 
 class CvpeftError(Exception):
@@ -35,6 +44,7 @@ class CvpeftError(Exception):
     what: what was found, with the value, as a clause without a full stop.
     where: file, file:line or the like; empty when there is none.
     why, fix: one clause each; empty parts are left out.
+    Control characters are written out, see `visible`.
     """
 
     exit_code = 2
@@ -44,7 +54,7 @@ class CvpeftError(Exception):
         self._parts = (code, what, where, why, fix)
         head = f"E-{code} {where} - {what}." if where else f"E-{code} {what}."
         tail = (f" {why[0].upper()}{why[1:]}." if why else "") + (f" Fix: {fix}" if fix else "")
-        super().__init__(head + tail)
+        super().__init__(visible(head + tail))
 
     def __reduce__(self) -> tuple[Any, ...]:  # it crosses process borders, from a loader's worker for one
         return _rebuild, (type(self), *self._parts)

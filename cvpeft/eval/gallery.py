@@ -18,6 +18,7 @@ from cvpeft.files import write_whole
 from cvpeft.html import escape, image_source, page, section
 from cvpeft.runtime.draw import colour, frame
 from cvpeft.runtime.image import decode
+from cvpeft.runtime.photos import printable
 
 __all__ = ["write_gallery"]
 
@@ -38,9 +39,10 @@ def write_gallery(
     """
     images = {image.id: image for image in data.images}
     rows = [
-        {**asdict(finding), "file_name": images[finding.image_id].file_name, "domain": images[finding.image_id].domain}
+        {**asdict(finding), "file_name": printable(record.file_name), "domain": printable(record.domain)}
         for findings in found.values()
         for finding in findings
+        for record in (images[finding.image_id],)
     ]
     top = {kind: list(findings[:SHOWN]) for kind, findings in found.items()}
     pictures = _pictures(images, data.classes, [finding for findings in top.values() for finding in findings])
@@ -67,7 +69,7 @@ def _card(image: str, finding: Finding, record: ImageRecord) -> str:
         "missed": f"{finding.label}, best score {finding.score:.2f}",
     }[finding.kind]
     x, y, w, h = (round(side) for side in finding.box)
-    where = f"{record.file_name}, {w} x {h} px at ({x}, {y})"
+    where = f"{printable(record.file_name)}, {w} x {h} px at ({x}, {y})"
     return (
         f'<figure><img alt="{escape(finding.kind)}" src="{image}">'
         f"<figcaption><strong>{escape(told)}</strong>{escape(where)}</figcaption></figure>"
@@ -94,13 +96,31 @@ def _crop(pixels: np.ndarray, record: ImageRecord, finding: Finding, classes: Se
     x, y, w, h = finding.box
     side = max(CONTEXT * max(w, h), LEAST)
     left, top = x + w / 2 - side / 2, y + h / 2 - side / 2
-    edges = (round(left), round(top), round(left + side), round(top + side))  # black beyond the photo
-    cut = Image.fromarray(pixels).crop(edges).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    cut = _cut(pixels, (round(left), round(top), round(left + side), round(top + side)))
     pen, scale = ImageDraw.Draw(cut), SIDE / side
     for box in record.boxes.tolist():
         frame(pen, _on_cut(box, left, top, scale), WHITE, 1)
     label = finding.label if finding.kind == "missed" else finding.name
     frame(pen, _on_cut(finding.box, left, top, scale), colour(classes.index(label) + 1), 2)
+    return cut
+
+
+def _cut(pixels: np.ndarray, edges: tuple[int, int, int, int]) -> Image.Image:
+    """The rectangle left, top, right, bottom of a photo (H, W, 3) at SIDE x SIDE, black beyond the photo.
+
+    Only what lies in the photo is cut: around a box as large as the photo the whole square has nine times its pixels.
+    """
+    left, top, right, bottom = edges
+    height, width = pixels.shape[:2]
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    cut = Image.new("RGB", (SIDE, SIDE))
+    if x1 >= x2 or y1 >= y2:
+        return cut
+    x_scale, y_scale = SIDE / (right - left), SIDE / (bottom - top)
+    place = (round((x1 - left) * x_scale), round((y1 - top) * y_scale))
+    end = (round((x2 - left) * x_scale), round((y2 - top) * y_scale))
+    size = (max(1, end[0] - place[0]), max(1, end[1] - place[1]))
+    cut.paste(Image.fromarray(pixels[y1:y2, x1:x2]).resize(size, Image.Resampling.BILINEAR), place)
     return cut
 
 

@@ -28,7 +28,7 @@ from torch.func import functional_call
 
 from cvpeft import __version__
 from cvpeft.backbone.any_size import any_size
-from cvpeft.errors import ParityError
+from cvpeft.errors import ConfigError, ParityError
 from cvpeft.export.graph import Detected, InferenceGraph, inference_graph
 from cvpeft.export.graph.ops import DROPPED
 from cvpeft.files import replacing
@@ -78,8 +78,12 @@ def export_onnx(
     score_thresholds: class name -> score from which a box counts; goes into the metadata, the outputs keep all boxes.
     metadata: more entries for the file, each a value that JSON can hold; they win over those of `contract`.
     exchangeable: name -> tensor of the detector; these become named inputs, whose defaults are their present values.
-    Raises ParityError if the graph cannot take any number of images, ResourceError if the file cannot be written.
+    Raises ParityError if the graph cannot take any number of images, ConfigError if the opset cannot be written,
+    ResourceError if the file cannot be.
     """
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise _no_opset(opset, f"onnx {onnx.__version__} ends at {newest}", newest)
     detector = halved(detector) if form.weights == "fp16" else detector
     graph = inference_graph(detector, takes_bytes=form.takes == "uint8", suppresses=form.nms, free_size=form.free_size)
     entries = described(graph, classes, score_thresholds or {}, opset, metadata or {})
@@ -162,6 +166,9 @@ def _write(
             custom_translation_table={torch.ops.cvpeft.nms_mask.default: _nms_mask},
         )
     assert program is not None
+    written = program.model.opset_imports[""]
+    if written != opset:  # the exporter tells it in its log alone, and the metadata would be wrong
+        raise _no_opset(opset, f"the exporter left the graph at {written}", written)
     shape = program.model.graph.inputs[0].shape
     assert shape is not None
     if isinstance(shape[0], int):
@@ -177,6 +184,11 @@ def _write(
         program.model.graph.initializers[str(value.name)] = value
     program.model.metadata_props.update({key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()})
     program.save(str(path), external_data=False)
+
+
+def _no_opset(opset: int, because: str, other: int) -> ConfigError:
+    what = f"opset {opset} cannot be written: {because}"
+    return ConfigError("OPSET", what, why="No model was written", fix=f"set export.opset={other}")
 
 
 def halved(detector: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 With onnx.py the only file that imports onnx and its relatives. Two forms are made, scored and timed:
 static: Conv, MatMul and Gemm; the ranges of their activations were measured on training images, once.
-dynamic: MatMul and Gemm; the ranges are measured in every call, over all images of its batch.
+dynamic: MatMul and Gemm; the ranges are measured in every call, over all images of its batch, so `Detector` feeds one.
 Weights have a scale per output channel in both. Float stay the products of two activations (attention), the predictors,
 whose rounding would move boxes, and all that comes after them: decoding, NMS, pooling.
 """
@@ -33,7 +33,7 @@ from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import LoadedRun, load_run
-from cvpeft.errors import DataError, ParityError
+from cvpeft.errors import ConfigError, DataError, ParityError
 from cvpeft.eval.timing import median_ms, side_by_side
 from cvpeft.export.run import export_onnx_run, one_form, said_of, verification_inputs
 from cvpeft.export.score import onnx_ap, proof_data, spread
@@ -67,14 +67,15 @@ def quantize_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
     """Write run/export/model_int8.onnx and parity_int8.json from the run's proven model.onnx; returns the file's path.
 
     model.onnx is exported first where it is absent or not of this run and these settings as they are now. Of the forms
-    whose AP on val (else test or train) is at most `export.int8_max_ap_drop` below that of model.onnx, the fastest here
+    whose AP on val (else test) is at most `export.int8_max_ap_drop` below that of model.onnx, the fastest here
     is kept.
-    ParityError, and an older pair stays untouched, where no form is. ConfigError: another form of file is asked for.
+    ParityError, and an older pair stays untouched, where no form is. ConfigError: another form of file is asked for, or
+    there is neither val nor test.
     """
     loaded = load_run(run, overrides)
     one_form(loaded, NAME)
+    split, data = _held_out(loaded)
     source = _proven(loaded, overrides)
-    split, data = proof_data(loaded)
     data = spread(data, loaded.settings.export.ap_images or len(data.images))
     count, inputs = calibration_inputs(loaded)
     with TemporaryDirectory() as folder:
@@ -104,6 +105,15 @@ def calibration_inputs(loaded: LoadedRun) -> tuple[int, np.ndarray]:
     data = spread(open_split(d, "train", loaded.classes), loaded.settings.export.int8_images)
     batches = eval_loader(data, d.size, batch=1, workers=0, canvas=d.canvas)
     return len(data.images), np.concatenate([batch.images.numpy() for batch in batches])
+
+
+def _held_out(loaded: LoadedRun) -> tuple[str, CocoData]:
+    """What the forms are scored on; ConfigError where that would be train, of which some images calibrate."""
+    split, data = proof_data(loaded)
+    if split == "train":
+        what, why = "the config names neither val nor test", "INT8 would be scored on images that it was fitted to"
+        raise ConfigError("SPLIT", what, where=str(loaded.folder), why=why, fix="give data.val=FILE.json")
+    return split, data
 
 
 def _proven(loaded: LoadedRun, overrides: Sequence[str]) -> Path:
@@ -210,8 +220,9 @@ def _quiet() -> Iterator[None]:
 
 def _measured(loaded: LoadedRun, files: Mapping[str, Path], data: CocoData) -> dict[str, Scored]:
     """AP of every file, and its time, measured in turn on one input."""
-    d, batch = loaded.settings.data, loaded.settings.eval.batch
-    scores = {form: onnx_ap(file, data, d.size, d.canvas, batch=batch)["coco"] for form, file in files.items()}
+    d = loaded.settings.data
+    # One image at a time, as `Detector` will feed the dynamic form, whose ranges span a batch
+    scores = {form: onnx_ap(file, data, d.size, d.canvas, batch=1)["coco"] for form, file in files.items()}
     if scores[FLOAT]["AP"] is None:
         what = f"none of {len(data.images)} images holds a box, so what INT8 costs cannot be told"
         raise ParityError("INT8", what, why="No model was written", fix="give data.val=FILE.json with boxes")

@@ -54,6 +54,8 @@ def read_adapter(path: Path, *, base: Mapping[str, Any], shapes: Mapping[str, Sh
 
 
 def _about(path: Path) -> dict[str, Any]:
+    if not path.name:  # as in --adapter ""
+        raise DataError("ADAPTER", "no adapter file is named", where=str(path), fix="--adapter lyon.onnx_adapter")
     file = path.with_suffix(".json")
     try:
         about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cvpeft.errors import DataError
+from cvpeft.runtime.jpeg import MOST_SCANS, MOST_SEGMENTS, too_many_scans
 
 __all__ = [
     "FORMATS", "MAX_PIXELS", "PAD", "Letterbox", "Size", "decode", "fit", "letterbox", "orientation", "resize",
@@ -63,7 +64,8 @@ def decode(
     Grey is repeated, palettes are looked up, transparency is laid over white; colour profiles are not applied.
     at_least: a large JPEG is decoded at 1/2, 1/4 or 1/8 while the upright result stays at least this (height, width).
     max_pixels: an image with more is refused by its header, before anything is decoded; never above MAX_PIXELS.
-    Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above max_pixels.
+    Raises DataError that names the file: missing, not an image, truncated, 16 bit, animated, above max_pixels, a JPEG
+    of more scans than any camera writes.
     """
     pixels, orientation, full = _stored(source, at_least, min(max_pixels, MAX_PIXELS))
     turn = TURNS.get(orientation)
@@ -161,7 +163,7 @@ def resize(image: np.ndarray, size_hw: Size) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _check(image: Image.Image, source: Path | BinaryIO, limit: int = MAX_PIXELS) -> None:
+def _check(image: ImageFile.ImageFile, source: Path | BinaryIO, limit: int = MAX_PIXELS) -> None:
     if image.width * image.height > limit:
         raise _too_large(source, f"{image.width}x{image.height} pixels", limit)
     if image.mode in DEEP_MODES or (
@@ -172,6 +174,10 @@ def _check(image: Image.Image, source: Path | BinaryIO, limit: int = MAX_PIXELS)
     if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
         fix = "save the frame that was labelled as a JPEG or PNG"
         raise DataError("ANIMATED", "the image is animated", where=_name(source), fix=fix)
+    if image.format in ("JPEG", "MPO") and image.fp and too_many_scans(image.fp):
+        what = f"the JPEG has more than {MOST_SCANS} scans or {MOST_SEGMENTS} segments"
+        why = "a decoder goes over the whole image in each scan, which could take hours"
+        raise DataError("IMAGE", what, where=_name(source), why=why, fix="save it again as an ordinary JPEG")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -151,7 +151,9 @@ class Detector:
 
     @property
     def _batch(self) -> int | None:
-        """How many images the graph takes at once; None: any number."""
+        """How many images the graph is given at once; None: any number."""
+        if self.metadata.get("precision") == "int8 dynamic":  # its ranges span a batch: neighbours would move boxes
+            return 1
         first = self._session.get_inputs()[0].shape[0]
         return first if isinstance(first, int) else None
 

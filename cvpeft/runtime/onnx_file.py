@@ -149,6 +149,8 @@ def _fields(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, i
     """Number, start and end of each field of the protobuf message that lies at at:end; unread beyond its head."""
     while at < end:
         key, at = _number(content, at)
+        if key >> 32:  # ONNX Runtime cuts it to 32 bits, and would see another field than is looked at here
+            raise ValueError("a tag of more than 32 bits")
         wire = key & 7
         if wire == 0:
             start, at = at, _number(content, at)[1]

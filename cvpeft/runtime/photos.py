@@ -48,7 +48,8 @@ def find_photos(images: Sequence[str | Path]) -> list[Photo]:
     images: files, folders (searched through for photographs; hidden ones and other kinds of file left out), or patterns
     with *, ? and **. Videos count where a file or a pattern names them, not in folders: one would give thousands of
     pictures that nobody asked for. In folders and patterns, pictures that an earlier call has drawn are left out. Equal
-    names are kept apart: street.jpg, street-2.jpg. Raises DataError with all arguments that lead to no photograph.
+    names are kept apart: street.jpg, street-2.jpg. Raises DataError with all arguments that lead to no photograph, and
+    for a folder that cannot be read.
     """
     faults: list[str] = []
     found: dict[Path, tuple[Path, str]] = {}  # where it lies -> the path that led there, and its name
@@ -74,7 +75,7 @@ def printable(name: str | Path) -> str:
 
 def is_drawn(file: Path) -> bool:
     """Whether a call of this program made the picture."""
-    if file.suffix != ".jpg" or not file.is_file():  # opening a pipe would wait for ever
+    if file.suffix != ".jpg" or not os.path.isfile(file):  # opening a pipe would wait for ever
         return False
     try:
         with Image.open(file, formats=("JPEG",)) as image:
@@ -86,13 +87,13 @@ def is_drawn(file: Path) -> bool:
 def _named_by(argument: str | Path) -> Iterator[tuple[Path, str]]:
     """Path and name of each photograph or video that one argument stands for."""
     path = Path(argument)
-    if os.path.isfile(path):  # Path.is_file raises where a name is too long
+    if os.path.isfile(path):  # Path.is_file raises where a name is too long, or a folder may not be entered
         yield path, path.name
         return
     folder = os.path.isdir(path)
     matches = [path] if folder else [Path(match) for match in sorted(glob.glob(str(argument), recursive=True))]
     for match in matches:
-        if match.is_dir():
+        if os.path.isdir(match):
             for photo in _photos_below(match):
                 yield photo, photo.relative_to(match).as_posix()
         elif _is_photo(match) or (_is_video(match) and match.name[0] != "."):
@@ -102,13 +103,19 @@ def _named_by(argument: str | Path) -> Iterator[tuple[Path, str]]:
 def _photos_below(folder: Path) -> Iterator[Path]:
     """Linked folders too, each folder once: links may lead in a circle."""
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(place)
         folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
         if real in seen:
             continue
         seen.add(real)
         yield from (file for name in sorted(files) if _is_photo(file := Path(place, name)))
+
+
+def _unreadable(error: OSError) -> None:
+    """Photographs would be passed over without a word."""
+    what, fix = f"the folder cannot be read ({error.strerror})", "permit reading it, or name other folders"
+    raise DataError("READ", what, where=printable(error.filename), why="photographs may lie in it", fix=fix) from error
 
 
 def _is_photo(file: Path) -> bool:

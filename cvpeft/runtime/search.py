@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cvpeft.errors import ConfigError, DataError, ResourceError
+from cvpeft.errors import ConfigError, DataError, visible
 from cvpeft.files import replacing
 from cvpeft.runtime.draw import JPEG_SIDE, draw
 from cvpeft.runtime.image import decode
@@ -84,7 +84,8 @@ def search(
     batch: network inputs fed at once. every: seconds between the frames of a video.
     What cannot be read is told in `failed`, and the others are done. Files of an earlier call are replaced.
     DataError: nothing to read. ConfigError: a file in `out` that is not of an earlier call would be overwritten.
-    ResourceError: a picture cannot be written, or memory ends; what was found before is written.
+    ResourceError: a picture cannot be written, or the model asks for too much memory. Whatever ends the search, Ctrl+C
+    too, what was found before is written.
     """
     _check(score, batch, every)
     photos = find_photos(images)
@@ -100,9 +101,9 @@ def search(
                 _search_group(model, group, batch, score, out, findings)
                 group = []
         _search_group(model, group, batch, score, out, findings)
-    except ResourceError:
-        if findings.entries:  # hours of work may lie in them
-            with suppress(ResourceError):  # it would hide the first
+    except BaseException:  # Ctrl+C and the end of memory too: hours of work may lie in the entries
+        if findings.entries:
+            with suppress(Exception):  # it would hide the first
                 findings.write(out)
         raise
     findings.write(out)
@@ -128,7 +129,8 @@ def tell(done: DetectionRun) -> int:
     for sentence in (*done.failed, done.unplaced):
         if sentence:
             print(sentence, file=sys.stderr)
-    print(f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable: {printable(done.out)}")
+    counts = f"{done.boxes} boxes in {done.images} images, {len(done.failed)} unreadable"
+    print(f"{counts}: {visible(printable(done.out))}")
     return done.exit_code
 
 

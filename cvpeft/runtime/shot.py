@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Shot:
 
 def read_shot(file: Path) -> Shot:
     """What the EXIF block of a photograph says; never raises for what stands in the file."""
-    if not file.is_file():  # a pipe would be waited for
+    if not os.path.isfile(file):  # a pipe would be waited for
         return Shot()
     try:
         with warnings.catch_warnings():

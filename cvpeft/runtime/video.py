@@ -44,8 +44,8 @@ def frames(video: Path, every: float = 1.0) -> Iterator[Frame]:
     """
     if not 0 <= every < float("inf"):
         raise ConfigError("EVERY", f"the time between frames is {every} s", fix="give seconds, as in --every 1.0")
-    if not video.is_file():
-        raise _fault(video, "it is a folder, a pipe or a device" if video.exists() else "no such file")
+    if not os.path.isfile(video):  # Path.is_file raises where a folder may not be entered
+        raise _fault(video, "it is a folder, a pipe or a device" if os.path.exists(video) else "no such file")
     _check_name(video)
     cv2 = _opencv(video)
     film = cv2.VideoCapture(str(video))

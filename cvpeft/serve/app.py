@@ -66,15 +66,27 @@ class Limits:
         return int(self.megabytes * 2**20)
 
     @property
+    def places(self) -> int:
+        return 1 + self.waiting
+
+    @property
     def most_pixels(self) -> int:
         return int(self.megapixels * 1e6)
 
 
-def create_app(detector: Detector, limits: Limits | None = None, *, names: Collection[str] | None = None) -> Door:
-    """The service as an ASGI app. names: the hosts that it may be asked under, see `Door`."""
+def create_app(
+    detector: Detector,
+    limits: Limits | None = None,
+    *,
+    names: Collection[str] | None = None,
+    turns: Turns | None = None,
+) -> Door:
+    """The service as an ASGI app. names: the hosts that it may be asked under, see `Door`. turns: the thread that
+    detects; None: one of its own, with the places that `limits` say."""
+    limits = limits or Limits()
     # Its pages of documentation would load scripts from elsewhere; its redirects repeat any Host header.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    service = _Service(detector, limits or Limits())
+    service = _Service(detector, limits, turns or Turns(limits.places))
     for path, (file, kind) in PAGE.items():
         app.add_api_route(path, _shipped(file, kind), methods=["GET"])
     app.add_api_route("/health", service.health, methods=["GET"])
@@ -94,9 +106,8 @@ def _shipped(file: str, kind: str) -> Callable[[], Any]:
 
 
 class _Service:
-    def __init__(self, detector: Detector, limits: Limits) -> None:
-        self.detector, self.limits = detector, limits
-        self.turns = Turns(1 + limits.waiting)
+    def __init__(self, detector: Detector, limits: Limits, turns: Turns) -> None:
+        self.detector, self.limits, self.turns = detector, limits, turns
 
     async def health(self) -> dict[str, str]:
         return {"status": "ok"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from queue import Queue
+from threading import Thread
 from typing import Any, TypeVar
 
 from cvpeft.errors import ResourceError
@@ -13,6 +16,7 @@ from cvpeft.errors import ResourceError
 __all__ = ["Turns"]
 
 R = TypeVar("R")
+Work = Queue[Callable[[], None]]
 
 
 class Turns:
@@ -23,7 +27,14 @@ class Turns:
 
     def __init__(self, places: int) -> None:
         self.places, self.taken = places, 0
-        self._worker = ThreadPoolExecutor(1, "cvpeft-detect")
+        self._queue: Work = Queue()
+        # A daemon: a service that is stopped does not wait for it, as it would for a ThreadPoolExecutor's.
+        Thread(target=_work_off, args=(self._queue,), name="cvpeft-detect", daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the thread has work that is not done."""
+        return self._queue.unfinished_tasks > 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -38,5 +49,28 @@ class Turns:
             self.taken -= 1
 
     async def run(self, work: Callable[..., R], *args: Any) -> R:
-        """Do the work in the thread, after what came before, even if the client hangs up meanwhile."""
-        return await asyncio.wrap_future(self._worker.submit(work, *args))
+        """Do the work in the thread, after what came before, even if the client hangs up meanwhile.
+
+        ResourceError STOPPED where the service ends before the work does.
+        """
+        future: Future[R] = Future()
+        self._queue.put(partial(_do, future, work, *args))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            raise ResourceError("STOPPED", "the service was stopped before the photo was done") from error
+
+
+def _work_off(queue: Work) -> None:
+    while True:
+        queue.get()()  # held by no name, or the last photo would be kept until the next one comes
+        queue.task_done()
+
+
+def _do(future: Future[R], work: Callable[..., R], *args: Any) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work(*args))
+    except BaseException as error:
+        future.set_exception(error)

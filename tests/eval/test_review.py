@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cvpeft.data.coco import load_coco
-from cvpeft.eval.gallery import write_gallery
+from cvpeft.data.coco import CocoData, load_coco
+from cvpeft.eval.gallery import _crop, write_gallery
 from cvpeft.eval.review import Finding, review
 from tests.eval.sets import CLASSES, found, perfect, random_set, truth
 from tests.eval.test_evaluate import city
@@ -96,3 +98,54 @@ def test_the_gallery_shows_each_finding_and_names_cannot_run_code(tmp_path: Path
     assert "<script" not in text
     assert "&lt;b&gt;run" in text
     assert "default-src 'none'" in text
+
+
+def one_photo(folder: Path, name: str, pixels: np.ndarray, box: tuple[int, int, int, int]) -> CocoData:
+    """A data set of one photo with one label "good"."""
+    Image.fromarray(pixels).save(folder / name, "PNG")
+    height, width = pixels.shape[:2]
+    label = {"id": 1, "image_id": 1, "category_id": 1, "bbox": list(box), "area": box[2] * box[3], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": name, "height": height, "width": width}],
+        "annotations": [label],
+        "categories": [{"id": 1, "name": "good"}],
+    }
+    (folder / "val.json").write_text(json.dumps(content))
+    return load_coco([folder / "val.json"])
+
+
+@pytest.mark.parametrize(
+    "box", [(300, 200, 90, 60), (0, 0, 100, 40), (550, 380, 50, 20), (20, 10, 570, 380), (590, 0, 10, 400)]
+)
+def test_a_picture_is_the_square_around_its_box_with_black_beyond_the_photo(
+    tmp_path: Path, box: tuple[int, int, int, int]
+):
+    y, x = np.mgrid[0:400, 0:600]
+    pixels = np.stack((x * 255 // 600, y * 255 // 400, (x + y) * 255 // 1000), -1).astype(np.uint8) // 2 + 100
+    record = one_photo(tmp_path, "a.png", pixels, box).images[0]
+    finding = Finding("missed", 1, box, "good", "good", 0.0, 0.0)
+    drawn = _crop(pixels, replace(record, boxes=np.zeros((0, 4))), finding, ("good",))
+    side = max(3 * max(box[2:]), 128)
+    left, top = box[0] + box[2] / 2 - side / 2, box[1] + box[3] / 2 - side / 2
+    edges = (round(left), round(top), round(left + side), round(top + side))
+    whole = Image.fromarray(pixels).crop(edges).resize((320, 320), Image.Resampling.BILINEAR)
+    apart = np.abs(np.asarray(drawn, int) - np.asarray(whole, int)).max(-1)
+    assert drawn.size == (320, 320)
+    assert np.mean(apart > 8) < 0.035  # a row at each edge of the photo, and the frame that is drawn
+
+
+def test_a_box_as_large_as_a_large_photo_has_a_picture(tmp_path: Path):
+    box = (0, 0, 6000, 4500)
+    finding = Finding("missed", 1, box, "good", "good", 0.0, 0.0)
+    data = one_photo(tmp_path, "a.png", np.full((4500, 6000, 3), 128, np.uint8), box)
+    page, _ = write_gallery(tmp_path / "out", data, {"missed": [finding]}, title="run")
+    assert page.read_text().count("<img") == 1
+
+
+def test_a_name_that_is_no_utf8_is_shown(tmp_path: Path):
+    name = os.fsdecode(b"stra\xdfe.png")
+    finding = Finding("missed", 1, (2, 1, 20, 20), "good", "good", 0.0, 0.0)
+    data = one_photo(tmp_path, name, np.zeros((40, 60, 3), np.uint8), (2, 1, 20, 20))
+    page, table = write_gallery(tmp_path / "out", data, {"missed": [finding]}, title="run")
+    assert json.loads(table.read_text())[0]["file_name"] == "stra\ufffde.png"
+    assert "stra\ufffde.png" in page.read_text()

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from cvpeft import __version__
-from cvpeft.errors import ParityError, ResourceError
+from cvpeft.errors import ConfigError, ParityError, ResourceError
 from cvpeft.export.onnx import export_onnx
 from tests.export.stand_in import CLASSES, SIZE, scenes, stand_in
 
@@ -67,18 +67,22 @@ def test_two_exports_are_the_same_bytes(quick, tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
+class Program:
+    """What the exporter gives, as far as it is looked at."""
+
+    def __init__(self, opset=18):
+        images = SimpleNamespace(shape=["batch"])
+        graph = SimpleNamespace(all_nodes=list, inputs=[images])
+        self.model = SimpleNamespace(graph=graph, metadata_props={}, opset_imports={"": opset})
+
+    def save(self, path, external_data):
+        Path(path).write_bytes(b"half a mod")
+        raise OSError(28, "No space left on device")
+
+
 def test_a_failed_write_leaves_the_old_file(quick, tmp_path, monkeypatch):
     target = tmp_path / "model.onnx"
     target.write_bytes(b"old")
-
-    class Program:
-        images = SimpleNamespace(shape=["batch"])
-        model = SimpleNamespace(graph=SimpleNamespace(all_nodes=list, inputs=[images]), metadata_props={})
-
-        def save(self, path, external_data):
-            Path(path).write_bytes(b"half a mod")
-            raise OSError(28, "No space left on device")
-
     monkeypatch.setattr("cvpeft.export.onnx.torch.onnx.export", lambda *_, **__: Program())
     with pytest.raises(ResourceError, match="No space left"):
         export_onnx(quick, target, classes=CLASSES)
@@ -99,4 +103,14 @@ def test_a_graph_of_one_batch_size_is_refused(tmp_path):
     model.anchor_generator = AnchorGenerator(((16,),), ((0.5, 1.0, 2.0),))
     with pytest.raises(ParityError, match="exactly 2 images"):
         export_onnx(model, tmp_path / "model.onnx", classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("opset", "because"), [(99, r"onnx \S+ ends at (\d+)"), (20, r"the exporter left the graph at (18)")]
+)
+def test_an_opset_that_cannot_be_written_is_refused(quick, tmp_path, monkeypatch, opset, because):
+    monkeypatch.setattr("cvpeft.export.onnx.torch.onnx.export", lambda *_, **__: Program())
+    with pytest.raises(ConfigError, match=rf"E-OPSET opset {opset} cannot be written: {because}\..* Fix: .*opset=\1$"):
+        export_onnx(quick, tmp_path / "model.onnx", classes=CLASSES, opset=opset)
     assert list(tmp_path.iterdir()) == []

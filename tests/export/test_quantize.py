@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
-from cvpeft.errors import ParityError
-from cvpeft.export.quantize import Scored, best_form, make_forms
+from cvpeft.data.coco import CocoData
+from cvpeft.errors import ConfigError, ParityError
+from cvpeft.export import quantize
+from cvpeft.export.quantize import Scored, best_form, make_forms, quantize_run
 from cvpeft.export.verify import Tolerance, compare, enough, predict_onnx
 from cvpeft.runtime.onnx_detector import Detector
 from tests.export.stand_in import CLASSES, scenes
@@ -94,3 +97,27 @@ def test_a_drop_that_is_too_large_is_refused_with_its_figures() -> None:
     for words in ("50 images of val", "0.5000", "static 0.4000 (-0.1000, 2.00 x", "dynamic 0.4890 (-0.0110", "0.01 "):
         assert words in str(error.value)
     assert error.value.exit_code == 5
+
+
+def test_forms_are_scored_one_image_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    data = SimpleNamespace(size=(96, 128), canvas=None)
+    loaded = SimpleNamespace(settings=SimpleNamespace(data=data, eval=SimpleNamespace(batch=4)))
+
+    def scored(*_: object, batch: int = 1) -> dict:
+        batches.append(batch)
+        return {"coco": {"AP": None}}
+
+    monkeypatch.setattr(quantize, "onnx_ap", scored)
+    with pytest.raises(ParityError, match="none of 0 images holds a box"):
+        quantize._measured(loaded, {"fp32": Path("a"), "dynamic": Path("b")}, CocoData((), CLASSES, ()))
+    assert batches == [1, 1]
+
+
+def test_int8_is_not_scored_on_the_images_that_calibrate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "load_run", lambda *_: SimpleNamespace(folder=Path("runs/a")))
+    monkeypatch.setattr(quantize, "one_form", lambda *_: None)
+    monkeypatch.setattr(quantize, "proof_data", lambda _: ("train", CocoData((), CLASSES, ())))
+    monkeypatch.setattr(quantize, "_proven", lambda *_: pytest.fail("an export takes minutes"))
+    with pytest.raises(ConfigError, match=r"E-SPLIT runs/a - the config names neither val nor test\. INT8 would"):
+        quantize_run(Path("runs/a"))

@@ -83,6 +83,20 @@ def archive() -> bytes:
     return file.getvalue()
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_scans(count: int, *, side: int = 64, between: bytes = b"") -> bytes:
+    """A grey progressive JPEG of `count` scans, of which each after the first means all blocks in a few bytes."""
+    frame = struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"
+    tables = segment(0xC4, b"\0\1" + bytes(16)) + segment(0xC4, b"\x10\1\1" + bytes(14) + b"\xe0\0")
+    head = segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame) + tables
+    scan = segment(0xDA, b"\1\1\0\1\x3f\0") + between + b"\xaa" * ((side // 8) ** 2 // 4)
+    dc = segment(0xDA, b"\1\1\0\0\0\0") + bytes((side // 8) ** 2 // 8)
+    return b"\xff\xd8" + head + dc + scan * (count - 1) + b"\xff\xd9"
+
+
 TEXT_BOMB = chunk(b"zTXt", b"a\0\0" + zeros(200 * 2**20))
 PROFILE_BOMB = chunk(b"iCCP", b"a\0\0" + zeros(200 * 2**20))
 INTERNATIONAL_BOMB = chunk(b"iTXt", b"a\0\1\0\0\0" + zeros(200 * 2**20))
@@ -130,6 +144,7 @@ IMAGES = {
     ),
     "sof_most.jpg": Case(content(jpeg_size(65_500, 65_500)), "PIXELS", "limit"),
     "sof_zero.jpg": Case(content(jpeg_size(0, 0)), "IMAGE", "damaged"),
+    "scans.jpg": Case(content(jpeg_scans(200_000)), "IMAGE", "more than 100 scans"),
     "bmp_most.bmp": Case(content(bmp_size(2**31 - 1, 2**31 - 1)), "PIXELS", "limit"),
     "bmp_below.bmp": Case(content(bmp_size(9_999, -9_999)), "IMAGE", "damaged"),
     "bmp_negative.bmp": Case(content(bmp_size(-5, 10)), "PIXELS", "limit"),
@@ -147,6 +162,7 @@ HARMLESS = {
     "cmyk.jpg": content(saved("JPEG", "CMYK")),
     "with_zip.jpg": content(saved("JPEG") + archive()),
     "progressive.jpg": content(saved("JPEG", progressive=True)),
+    "scans_100.jpg": content(jpeg_scans(100)),
     "sof_larger.jpg": content(jpeg_size(1_000, 1_000)),  # libjpeg fills up with grey, and nothing tells it
     "more_pixels.png": content(png(10, 10, data=zeros(2**28))),
 }

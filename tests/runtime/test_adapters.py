@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 from onnxruntime import AdapterFormat, OrtValue
 
 from cvpeft.errors import DataError
@@ -43,3 +44,9 @@ def test_mutated_adapters_end_in_a_sentence(tmp_path: Path) -> None:
             told.append(str(error))
     assert len(told) > 150
     assert not [text for text in told if "\n" in text or "onnxruntime_src" in text]
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_path_without_a_name_is_told(path: str) -> None:
+    with pytest.raises(DataError, match=r"E-ADAPTER . - no adapter file is named\."):
+        read_adapter(Path(path), base={"classes": ["a"]}, shapes={})

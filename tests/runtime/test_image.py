@@ -19,6 +19,8 @@ from PIL import Image
 from cvpeft.errors import DataError
 from cvpeft.runtime import image as room
 from cvpeft.runtime.image import Letterbox, decode, fit, letterbox, resize, upright_size
+from cvpeft.runtime.jpeg import too_many_scans
+from tests.runtime.hostile_images import jpeg_scans, segment
 
 ORIENTATION = 0x0112
 # What a camera stores, by EXIF value: the upright picture, transposed so that the value's turn undoes it.
@@ -103,6 +105,69 @@ def test_draft_shows_the_same_picture(potholes: Path) -> None:
     whole, part = decode(path)[0], decode(path, at_least=(200, 300))[0]
     assert part.shape == (320, 512, 3)
     assert np.abs(resize(whole, (320, 512)).astype(int) - part).mean() < 3
+
+
+# --------------------------------------------------------------------------------------------------------------- scans
+
+
+def sequential(scans: bytes) -> bytes:
+    """A baseline JPEG of three components, cut before its scan, and the given ones instead."""
+    file = io.BytesIO()
+    Image.fromarray(scene(16, 16)).save(file, "JPEG")
+    return file.getvalue()[: file.getvalue().index(b"\xff\xda")] + scans
+
+
+SOME = segment(0xDA, b"\1\1\0\0\x3f\0")  # a scan of the first component alone, without data
+ALL = segment(0xDA, b"\3\1\0\2\x11\3\x11\0\x3f\0") + bytes(20)
+HIDING = b"\xff\x02\xff\xff"  # libjpeg skips the marker alone; a reader of its "length" would skip 65 kB
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "refused"),
+    [
+        (jpeg_scans(100), False),
+        (jpeg_scans(101), True),
+        (jpeg_scans(100, between=b"\xff\0\xda\xff\xd3\xff\xff\0\xda"), False),  # no scans: bytes, a restart
+        (jpeg_scans(300, between=HIDING), True),
+        (jpeg_scans(300, between=b"\xff" * 20_000), True),
+        (jpeg_scans(300, between=b"\xff\xd9"), False),  # it ends there
+        (sequential(SOME * 101), True),
+        (sequential(ALL + SOME * 300), False),
+        (sequential(segment(0xE1, b"\xff\xd8" + SOME * 300) + ALL), False),  # as in a camera's thumbnail
+        (sequential(segment(0xFE, b"") * 20_000 + ALL), True),
+    ],
+)
+def test_more_scans_than_a_photo_has_are_refused(jpeg: bytes, refused: bool) -> None:
+    if refused:
+        with pytest.raises(DataError, match=r"E-IMAGE .* more than 100 scans or 10000 segments"):
+            decode(io.BytesIO(jpeg))
+    else:
+        assert not too_many_scans(io.BytesIO(jpeg))
+
+
+@pytest.mark.parametrize("size", [(20, 30), (3000, 2000)])
+def test_a_progressive_photo_is_the_photo(size: tuple[int, int]) -> None:
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, progressive in zip(files, (False, True), strict=True):
+        Image.fromarray(scene(*size)).save(file, "JPEG", progressive=progressive, restart_marker_rows=1)
+    plain, other = (decode(file)[0] for file in files)
+    assert np.array_equal(plain, other)
+
+
+def test_of_an_ordinary_jpeg_the_head_alone_is_read_to_count_its_scans(tmp_path: Path) -> None:
+    path, read = tmp_path / "a.jpg", list[int]()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), np.uint8)).save(path, quality=95)
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            read.append(size or 0)
+            return super().read(size)
+
+    file = Counted(path.read_bytes())
+    file.seek(7)
+    assert not too_many_scans(file)
+    assert sum(read) < 300_000 < path.stat().st_size
+    assert file.tell() == 7
 
 
 # --------------------------------------------------------------------------------------------------------------- modes

@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,12 @@ from PIL import Image
 from cvpeft.cli import main as cvpeft_main
 from cvpeft.errors import ConfigError, DataError, ResourceError
 from cvpeft.runtime.__main__ import main
+from cvpeft.runtime.image import decode
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.runtime.photos import find_photos
+from cvpeft.runtime.results import Findings
 from cvpeft.runtime.search import DetectionRun, search_onnx
+from cvpeft.runtime.video import frames
 from tests.runtime.test_onnx_detector import METADATA, SIZE, model_file
 from tests.runtime.test_shot import photo as shot
 from tests.runtime.test_video import video
@@ -179,6 +185,13 @@ def test_a_folder_and_a_dangling_link_in_the_way_are_told(model: Path, tmp_path:
         search_onnx(model, [photo], tmp_path / "out")
 
 
+def test_a_picture_that_is_a_circle_of_links_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.jpg").symlink_to("a.jpg")
+    with pytest.raises(ConfigError, match=r"a\.jpg would be overwritten"):
+        search_onnx(model, [white(tmp_path / "a.png")], tmp_path / "out")
+
+
 # Names
 
 
@@ -230,6 +243,50 @@ def test_the_longest_names_have_pictures(model: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 2
 
 
+# What cannot be read
+
+
+@contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A folder with sub/b.jpg and a.jpg; rights bind in the block, as they do not bind the administrator."""
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: it lies in a folder that nobody else may enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        white(folder / "a.jpg")
+        white(folder / "sub" / "b.jpg")
+        try:
+            yield folder
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+            (folder / "sub").chmod(0o755)
+
+
+def bind(folder: Path, mode: int) -> None:
+    """Change the rights of a folder, and be somebody whom they bind."""
+    folder.chmod(mode)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def test_a_folder_that_cannot_be_read_is_told() -> None:
+    with as_nobody() as folder:
+        bind(folder / "sub", 0o311)
+        with pytest.raises(DataError, match=r"E-READ .*sub - the folder cannot be read \(Permission denied\)"):
+            find_photos([folder])
+
+
+def test_photos_in_a_folder_that_cannot_be_entered_are_told_one_by_one() -> None:
+    with as_nobody() as folder:
+        (folder / "sub" / "c.avi").touch()
+        bind(folder / "sub", 0o444)
+        names = [photo.name for photo in find_photos([folder, f"{folder}/sub/*.avi"])]
+        for read, photo in ((decode, "b.jpg"), (lambda file: next(frames(file, 1.0)), "c.avi")):
+            with pytest.raises(DataError, match=photo):
+                read(folder / "sub" / photo)
+    assert names == ["a.jpg", "sub/b.jpg", "c.avi"]
+
+
 # What cannot be written
 
 
@@ -251,6 +308,33 @@ def test_what_was_found_before_a_picture_fails_is_written(model: Path, tmp_path:
     with pytest.raises(ResourceError, match="the picture cannot be written"):
         search_onnx(model, [photos], tmp_path / "out")
     assert {row["file_name"] for row in rows(tmp_path / "out")} == {"a.png"}
+
+
+@pytest.mark.parametrize("end", [MemoryError, KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("full", [False, True])
+def test_whatever_ends_a_search_what_was_found_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException], full: bool
+) -> None:
+    for name in "abc":
+        white(tmp_path / "photos" / f"{name}.png")
+    calls = iter((None, None, end("the first")))
+
+    def ending(detector: Detector, *args: Any, **options: Any) -> Any:
+        if fault := next(calls):
+            raise fault
+        return call(detector, *args, **options)
+
+    def unwritten(*_: Any) -> None:
+        raise OSError("the second")
+
+    call = Detector.__call__
+    monkeypatch.setattr(Detector, "__call__", ending)
+    if full:
+        monkeypatch.setattr(Findings, "write", unwritten)
+    with pytest.raises(end, match="the first"):
+        search_onnx(model, [tmp_path / "photos"], tmp_path / "out")
+    if not full:
+        assert {row["file_name"] for row in rows(tmp_path / "out")} == {"a.png", "b.png"}
 
 
 # Batches
@@ -294,6 +378,15 @@ def test_the_detector_feeds_as_many_at_once(model: Path, monkeypatch: pytest.Mon
         np.testing.assert_allclose(a.scores, b.scores)
         assert a.names == b.names
     assert detector([], batch=4) == []
+
+
+def test_a_form_whose_ranges_span_a_batch_is_fed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = METADATA | {"precision": "int8 dynamic"}
+    detector, fed = Detector(model_file(tmp_path / "m.onnx", about, BOXES, [0.6, 0.3, 0], [1, 2, 0])), []
+    run = detector._run
+    monkeypatch.setattr(detector, "_run", lambda images: (fed.append(len(images)), run(images))[1])
+    assert len(detector([np.full((96, 128, 3), 255, np.uint8)] * 5, batch=3)) == 5
+    assert fed == [1] * 5
 
 
 # Videos
@@ -358,6 +451,16 @@ def test_the_command_tells_what_it_did(model: Path, tmp_path: Path, capsys: pyte
     assert main([*command, "--batch", "0"]) == 2
     assert "the batch is 0" in capsys.readouterr().err
     assert main([*command, "--every", "-1"]) == 2
+
+
+def test_names_cannot_steer_the_terminal(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "\x1b]0;mine\x07\x1b[2J.jpg"
+    odd.write_bytes(b"no photo")
+    assert main([str(model), str(tmp_path), "--out", str(tmp_path / "out\x1b[2J")]) == 2
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert "\\x1b]0;mine\\x07\\x1b[2J.jpg" in told.err
+    assert "1 unreadable" in told.out
 
 
 def test_both_commands_run_without_what_deployment_lacks(model: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from cvpeft.errors import ConfigError, DataError
 from cvpeft.runtime.onnx_detector import Detector
 from cvpeft.serve.app import Limits
 from cvpeft.serve.body import read_photo
+from tests.runtime.hostile_images import jpeg_scans
 from tests.runtime.test_image import png_header
 from tests.serve.client import ask, encoded, form, photo, running, say
 
@@ -148,6 +149,7 @@ def test_a_form_that_is_not_one_file_is_refused(port: int, body: bytes, kind: st
         (encoded(noise(60, 60))[:-400], 422, "damaged or cut off"),
         (photo(kind="PNG")[:-40], 422, "damaged or cut off"),
         (photo()[:10], 422, "E-IMAGE"),
+        (jpeg_scans(1000), 422, "more than 100 scans"),
         (b"", 422, "empty"),
         (encoded(Image.new("I;16", (8, 8)), "PNG"), 422, "16 or more bits"),
     ],

@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,11 +32,13 @@ def no_files() -> None:
 
 
 @contextmanager
-def started(model: Path, *options: str, folder: Path) -> Iterator[tuple[subprocess.Popen, int, str]]:
+def started(
+    model: Path, *options: str, folder: Path, program: tuple[str, ...] = ("-m", "cvpeft.cli")
+) -> Iterator[tuple[subprocess.Popen, int, str]]:
     """The process, its port and its first line; `folder` is its working, home and temporary folder."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "CI"))}
     places = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "cvpeft.cli", "serve", str(model), "--port", "0", *options]
+    command = [sys.executable, *program, "serve", str(model), "--port", "0", *options]
     with subprocess.Popen(
         command, cwd=folder, env=env | places, stdout=-1, stderr=-1, text=True, preexec_fn=no_files
     ) as process:
@@ -58,6 +62,35 @@ def test_it_serves_without_writing_a_byte_and_stops_on_ctrl_c(model: Path, tmp_p
     assert process.returncode == 130
     assert told == "stopped\n"
     assert list(tmp_path.iterdir()) == []
+
+
+ENDLESS = """
+import sys
+from cvpeft.cli import main
+from cvpeft.runtime.onnx_detector import Detector
+from cvpeft.serve import server
+def endless(self, images, raw=Detector.raw):
+    while True:
+        raw(self, images)
+Detector.raw, server.GRACE = endless, 1
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_a_photo_without_an_end(model: Path, tmp_path: Path) -> None:
+    with (
+        started(model, folder=tmp_path, program=("-c", ENDLESS)) as (process, port, _),
+        ThreadPoolExecutor() as clients,
+    ):
+        answer = clients.submit(ask, port, body=photo())
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "Traceback" not in told
+        assert told.endswith("stopped\n")
+        assert answer.result().status == 503
+        assert answer.result().error.startswith("E-STOPPED")
 
 
 def test_it_stops_when_it_is_terminated(model: Path, tmp_path: Path) -> None:
@@ -97,6 +130,8 @@ def test_a_taken_port_is_told_in_one_sentence(model: Path, capsys: pytest.Captur
         (["absent.onnx"], 2, "E-MODEL absent.onnx - no such file"),
         (["MODEL", "--port", "70000"], 4, "E-PORT"),
         (["MODEL", "--host", "no.such.host.invalid"], 4, "E-PORT no.such.host.invalid:8000"),
+        (["MODEL", "--host", "é.."], 4, "E-PORT é..:8000"),
+        (["MODEL", "--host", "a\0b"], 4, "E-PORT a\\x00b:8000"),
         (["MODEL", "--max-mb", "0"], 2, "E-LIMIT --max-mb is 0"),
         (["MODEL", "--max-megapixels", "500"], 2, "E-LIMIT --max-megapixels is 500"),
     ],
