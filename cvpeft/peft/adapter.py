@@ -53,6 +53,7 @@ class Adapter(nn.Module):
 
     targets: roles of the sites that it takes by default; at least one must exist in the model.
     accepts: types of module that it can stand in for.
+    choosers: settings that do nothing but choose the default places, and so mean nothing beside targets.
     identity_at_init: whether a fresh Adapter computes exactly what its base computes.
     method: name in configs and keys; the name of the file, unless the class sets its own.
     undecayed: own tensors, dotted below the Adapter, that weight decay must leave alone: zero is not neutral for them.
@@ -63,6 +64,7 @@ class Adapter(nn.Module):
 
     targets: ClassVar[tuple[str, ...]] = ()
     accepts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
+    choosers: ClassVar[tuple[str, ...]] = ()
     identity_at_init: ClassVar[bool] = True
     method: ClassVar[str] = ""
     undecayed: tuple[str, ...] = ()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import adapters
@@ -98,6 +100,33 @@ def test_partial_takes_the_last_blocks_and_what_follows() -> None:
         assert {site.role for site in taken} >= {"mlp.fc1", "mlp.fc2"}
     with pytest.raises(AdapterError, match="the last 3 of 2 blocks"):
         inject(base("deit"), sites(base("deit")), [MethodSpec("partial", settings={"blocks": 3})])
+
+
+def test_partial_counts_no_blocks_of_a_neck() -> None:
+    """FPN's are called inner_blocks and layer_blocks; a head may hold some of any name."""
+    net = nn.ModuleDict({"body": base("deit"), "neck": FeaturePyramidNetwork([8, 8], 8), "head": base("deit")})
+    inside = [replace(site, path=f"body.{site.path}") for site in sites(net["body"])]
+    outside = [
+        Site(path, path.partition(".")[0], "NCHW")
+        for path, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not path.startswith("body")
+    ]
+    taken = inject(net, [*inside, *outside], [MethodSpec("partial")])
+    assert taken
+    assert all(site.path.startswith("body.blocks.1.") or site.path == "body.norm" for site in taken)
+
+
+@pytest.mark.parametrize(
+    ("spec", "place"),
+    [
+        (MethodSpec("partial", ("mlp.fc1",), {"blocks": 1}), "targets"),
+        (MethodSpec("partial", settings={"blocks": 1, "patterns": {"mlp.fc1": {"blocks": 2}}}), "patterns"),
+    ],
+)
+def test_blocks_beside_named_places_are_refused(spec: MethodSpec, place: str) -> None:
+    net = base("deit")
+    with pytest.raises(AdapterError, match=rf"E-SETTING partial has {place} and 'blocks'\. .*leave out {place}"):
+        inject(net, sites(net), [spec])
 
 
 def test_bitfit_leaves_out_what_has_no_bias() -> None:
