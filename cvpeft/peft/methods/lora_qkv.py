@@ -34,12 +34,16 @@ class LoraQkv(Adapter):
 
     def __init__(self, base: nn.Module, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
         super().__init__(base, site)
+        if isinstance(base, Adapter):
+            what, why = f"lora_qkv cannot stand upon {base.method} at {site.path}", "it calls the attention itself"
+            fix = "use lora at attn.qkv in its place, or, beside methods other than prefix, list it first"
+            raise AdapterError("LORA_QKV", what, why=why, fix=fix)
         if not _has_qkv(base):
             what, why = (
                 f"lora_qkv cannot take {site.path}, a {type(base).__name__}",
                 "it holds no plain Linear named qkv",
             )
-            raise AdapterError("LORA_QKV", what, why=why, fix="use lora, or list lora_qkv first")
+            raise AdapterError("LORA_QKV", what, why=why, fix="use lora")
         check_rank(self.method, rank, alpha)
         qkv = base.get_submodule("qkv")
         rows, columns = qkv.get_parameter("weight").shape

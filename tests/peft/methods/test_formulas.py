@@ -92,6 +92,16 @@ def test_prefixes_have_a_softmax_of_their_own() -> None:
         assert torch.allclose(adapter(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("specs", [("lora_qkv", "prefix"), ("prefix", "lora_qkv"), ("lora_qkv", "adapter", "prefix")])
+def test_prefixes_beside_lora_qkv_are_refused(specs: tuple[str, ...]) -> None:
+    """Their queries would be those of the base, before merging and not after it."""
+    net = base("deit")
+    targets = {"adapter": ("attn",)}
+    with pytest.raises(AdapterError, match=r"(with lora_qkv|upon prefix) at blocks\.0\.attn\. .*use lora at attn\.qkv"):
+        inject(net, sites(net), [MethodSpec(name, targets.get(name, ())) for name in specs])
+    assert not adapters(net)
+
+
 def test_partial_takes_the_last_blocks_and_what_follows() -> None:
     for family, first, after in (("deit", "blocks.1.", "norm"), ("convnext", "stages.3.blocks.0.", "")):
         net = base(family)
