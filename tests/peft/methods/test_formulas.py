@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import GroupNormAct, StdConv2dSame
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import adapters
 from cvpeft.peft.inject import MethodSpec, inject, methods, probe
+from cvpeft.peft.merge import merge
+from cvpeft.peft.state import owned
 from cvpeft.types import Site
 from tests.contracts.cases import base, sites
 
@@ -186,3 +189,28 @@ def test_a_change_that_would_be_none_is_refused(name: str, settings: dict[str, f
     net = base("deit")
     with pytest.raises(AdapterError, match="Nothing would be trained"):
         inject(net, sites(net), [MethodSpec(name, settings=settings)])
+
+
+def stem() -> nn.Sequential:
+    """As the ResNet of a hybrid ViT begins, and a plain convolution with its norm."""
+    torch.manual_seed(0)
+    own = (StdConv2dSame(3, 8, 3, bias=True), GroupNormAct(8, 4))
+    return nn.Sequential(*own, nn.Conv2d(8, 8, 3, groups=2), nn.GroupNorm(2, 8)).eval()
+
+
+STEM = [Site(str(i), "stem", "NCHW") for i in range(4)]
+
+
+def test_ssf_leaves_out_what_no_scale_folds_into() -> None:
+    net, x = stem(), torch.randn(2, 3, 9, 9)
+    assert [site.path for site in inject(net, STEM, [MethodSpec("ssf")])] == ["2", "3"]
+    with torch.no_grad():
+        for tensor in owned(net).values():
+            tensor.add_(torch.randn_like(tensor))
+        assert torch.allclose(net(x), merge(net)(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "place"), [("ssf", "0"), ("ssf", "1"), ("ia3", "0")])
+def test_a_scale_that_would_not_fold_is_refused(name: str, place: str) -> None:
+    with pytest.raises(AdapterError, match=rf"{name} cannot take {place}, a \w+ with a forward of its own\. Its scale"):
+        inject(stem(), STEM, [MethodSpec(name, (place,))])
