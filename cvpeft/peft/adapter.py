@@ -19,7 +19,7 @@ from cvpeft.types import Site
 
 __all__ = [
     "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "by_class", "canonical", "check_compound",
-    "in_own_type", "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
+    "check_scale", "in_own_type", "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -292,6 +292,12 @@ def check_compound(method: str, site: Site) -> None:
     if site.role not in {"attn", "mlp", "block"}:
         found = f"{method} cannot take {site.path}, whose role is {site.role}"
         raise AdapterError("TARGET", found, fix="choose among attn, mlp, block")
+
+
+def check_scale(method: str, scale: float) -> None:
+    """AdapterError where what a method adds is multiplied by nothing."""
+    if not scale > 0:
+        raise AdapterError(method.upper(), f"scale {scale:g}", why="nothing would be trained", fix="set scale above 0")
 
 
 def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.adapter import Adapter, check_scale, plain
 from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
 
@@ -31,6 +31,7 @@ class FacT(WeightChange):
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 16, scale: float = 1.0
     ) -> None:
         super().__init__(base, site)
+        check_scale(self.method, scale)
         rows, columns = matrix_shape(base)
         width = _width(base)
         if rows % width or columns % width:

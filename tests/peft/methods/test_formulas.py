@@ -191,6 +191,16 @@ def test_a_change_that_would_be_none_is_refused(name: str, settings: dict[str, f
         inject(net, sites(net), [MethodSpec(name, settings=settings)])
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vera", {"start": 0.0}), *((name, {"scale": 0.0}) for name in ("fact", "repadapter", "convpass", "adapter"))],
+)
+def test_a_scale_of_nothing_is_refused(name: str, settings: dict[str, float]) -> None:
+    net = base("deit")
+    with pytest.raises(AdapterError, match="Nothing would be trained"):
+        inject(net, sites(net), [MethodSpec(name, settings=settings)])
+
+
 def stem() -> nn.Sequential:
     """As the ResNet of a hybrid ViT begins, and a plain convolution with its norm."""
     torch.manual_seed(0)
