@@ -27,6 +27,7 @@ class Ia3(Adapter):
 
     targets = ("attn.qkv", "mlp.fc2", "conv_dw")
     accepts = (nn.Linear, nn.Conv2d)
+    additive = True
 
     def __init__(self, base: nn.Module, site: Site, *, queries: bool = False) -> None:
         super().__init__(base, site)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter
-from cvpeft.peft.weight_change import check_rank, drawn, folded
+from cvpeft.peft.weight_change import check_rank, drawn, folded, summed_products
 from cvpeft.types import Site
 
 __all__ = ["LoraQkv"]
@@ -67,6 +67,11 @@ class LoraQkv(Adapter):
         module = copy.deepcopy(self.base)
         module.qkv = folded(module.get_submodule("qkv"), self._change())
         return module
+
+    def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """The weighted sum of the changes B A, cut to the rank by its SVD."""
+        A, B = summed_products([(state["A"], state["B"]) for state in states], weights)
+        return {"A": A, "B": B}
 
     def _change(self) -> Tensor:
         return self.scale * self.B @ self.A  # (O, I)

@@ -33,6 +33,7 @@ class Ssf(Adapter):
     """
 
     accepts = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+    additive = True
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base, site)
