@@ -95,6 +95,14 @@ def test_prefixes_have_a_softmax_of_their_own() -> None:
         assert torch.allclose(adapter(x), expected, atol=1e-5)
 
 
+def test_fact_leaves_out_by_default_what_is_cut_into_no_squares() -> None:
+    net = nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 8), nn.Linear(8, 4))
+    places = [Site(str(i), "mlp.fc1", "BNC") for i in range(3)]
+    with pytest.raises(AdapterError, match="fact cannot take 1, a 8 x 12 weight"):
+        inject(net, places, [MethodSpec("fact", ("mlp.fc1",))])
+    assert [site.path for site in inject(net, places, [MethodSpec("fact")])] == ["0", "2"]
+
+
 @pytest.mark.parametrize("specs", [("lora_qkv", "prefix"), ("prefix", "lora_qkv"), ("lora_qkv", "adapter", "prefix")])
 def test_prefixes_beside_lora_qkv_are_refused(specs: tuple[str, ...]) -> None:
     """Their queries would be those of the base, before merging and not after it."""
