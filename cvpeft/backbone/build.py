@@ -111,7 +111,8 @@ def build_backbone(
         _open_layer_scale(net)
     else:
         file = hub_file(name) if weights == "timm" else Path(weights)
-        left = load_weights(net, read_weights(file).body, source=str(file))
+        found = read_weights(file)
+        left = load_weights(net, found.body, source=str(file), metadata=found.metadata)
         log.info(
             "%s: weights from %s%s", name, file, f", {len(left)} tensors unused ({', '.join(left[:3])})" if left else ""
         )

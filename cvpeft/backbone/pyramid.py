@@ -7,13 +7,16 @@ Letters: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-__all__ = ["FPN", "SimpleFeaturePyramid", "build_pyramid"]
+__all__ = ["FPN", "SimpleFeaturePyramid", "at_levels", "build_pyramid"]
+
+OF_LEVEL = re.compile(r"(.*\b(?:norms|inner_blocks|layer_blocks|levels)\.)(\d+)(\..+)")
 
 
 def build_pyramid(channels: Sequence[int], width: int, *, levels: int = 4) -> nn.Module:
@@ -24,6 +27,27 @@ def build_pyramid(channels: Sequence[int], width: int, *, levels: int = 4) -> nn
     if len(channels) == 1:
         return SimpleFeaturePyramid(channels[0], width, levels)
     return FPN(channels[-levels:], width)
+
+
+def at_levels(tensors: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a pyramid under the keys of one with more or fewer levels, which are `own`.
+
+    Levels are numbered from the finest and made from the coarsest on: the same maps have other numbers. Those that the
+    other pyramid does not have are left out.
+    """
+    shift = _levels(own) - _levels(tensors)
+    moved: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        part = OF_LEVEL.fullmatch(key)
+        if part is None:
+            moved[key] = tensor
+        elif (level := int(part[2]) + shift) >= 0:
+            moved[f"{part[1]}{level}{part[3]}"] = tensor
+    return moved
+
+
+def _levels(keys: Iterable[str]) -> int:
+    return 1 + max((int(part[2]) for key in keys if (part := OF_LEVEL.fullmatch(key))), default=-1)
 
 
 def _norm(channels: int) -> nn.Module:

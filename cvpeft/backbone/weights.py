@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,13 +16,16 @@ import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, XetDownloadError
 from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
 from timm.models import load_pretrained
+from timm.models.vision_transformer import get_pretrained_grid_size
 from torch import Tensor, nn
 
 from cvpeft.errors import BackboneError
 
 __all__ = [
-    "BODY", "DETECTOR_FORMAT", "WeightsFile", "base_licence", "hub_file", "load_weights", "read_weights", "street_file",
+    "BODY", "DETECTOR_FORMAT", "WeightsFile", "base_licence", "grid_entry", "hub_file", "load_weights", "read_weights",
+    "street_file",
 ]  # fmt: skip
 
 DETECTOR_FORMAT = "cvpeft-detector"  # metadata["format"] of a file that holds a whole detector
@@ -133,12 +138,24 @@ def _first_line(e: BaseException) -> str:
     return (str(e).strip() or type(e).__name__).splitlines()[0].rstrip(".")
 
 
-def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> tuple[str, ...]:
-    """Load a timm state dict into `net`; position embeddings are resampled to its size by timm's own filter.
+def grid_entry(net: nn.Module) -> dict[str, str]:
+    """The entry "grid" of a file's metadata, rows and columns of tokens that the net's position embeddings are made
+    for, since their count alone does not tell; empty where it has none.
+    """
+    return {"grid": json.dumps(list(net.patch_embed.grid_size))} if _has_positions(net) else {}  # type: ignore[union-attr,arg-type]
+
+
+def load_weights(
+    net: nn.Module, tensors: Mapping[str, Tensor], *, source: str, metadata: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """Load a timm state dict into `net`; position embeddings are resampled to its size, from the grid that `metadata`
+    tells or else from a square one, as timm's own files have.
 
     Returns the keys of the file that the model has no place for (its classifier, say).
-    BackboneError where a tensor of the model is not in the file, or has another shape there.
+    BackboneError where a tensor of the model is not in the file, or has another shape there, or where it is not known
+    which grid the position embeddings are of.
     """
+    positions = _positions(net, tensors, metadata or {}, source)
     missing: list[str] = []
     unexpected: list[str] = []
 
@@ -149,7 +166,7 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
     handle = net.register_load_state_dict_post_hook(note)
     cfg = {**net.pretrained_cfg, "state_dict": dict(tensors), "source": "", "custom_load": False}  # type: ignore[dict-item]
     try:
-        load_pretrained(net, cfg, num_classes=0, filter_fn=_filter_of(net), strict=False)
+        load_pretrained(net, cfg, num_classes=0, filter_fn=_filter_of(net, positions), strict=False)
     except (KeyError, RuntimeError) as e:
         raise BackboneError(
             "WEIGHTS",
@@ -170,11 +187,67 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
     return tuple(unexpected)
 
 
-def _filter_of(net: nn.Module) -> Any:
-    """timm's checkpoint filter beside the model's class: renames foreign keys, resamples position embeddings."""
+def _filter_of(net: nn.Module, positions: Mapping[str, Tensor]) -> Any:
+    """timm's checkpoint filter beside the model's class: renames foreign keys, resamples position embeddings.
+
+    positions: those that are resampled already. They go past the filter, which would take them for a square's.
+    """
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_fn is None:
         return None
     renames_gamma = "adapt_layer_scale" in inspect.signature(filter_fn).parameters
     extra = {"adapt_layer_scale": True} if renames_gamma else {}
-    return lambda tensors, model: filter_fn(tensors, model, **extra)
+
+    def filtered(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        rest = {key: t for key, t in tensors.items() if key not in positions}
+        return {**filter_fn(rest, model, **extra), **positions}
+
+    return filtered
+
+
+def _has_positions(net: nn.Module) -> bool:
+    return getattr(net, "pos_embed", None) is not None and hasattr(getattr(net, "patch_embed", None), "grid_size")
+
+
+def _positions(net: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, Tensor]:
+    """The position embeddings on the net's grid, where the file tells its own; else empty, and timm's filter takes them
+    for those of the pretrained or a square grid. BackboneError where they may be of another one.
+    """
+    file = tensors.get("pos_embed")
+    if not _has_positions(net) or file is None or file.ndim != 3:
+        return {}
+    rows, columns = net.patch_embed.grid_size
+    prefix = net.pos_embed.shape[1] - rows * columns
+    count = file.shape[1] - prefix
+    if grid := _told_grid(metadata, count):
+        new, old = [rows, columns], list(grid)
+        return {"pos_embed": resample_abs_pos_embed(file.float(), new, old, num_prefix_tokens=prefix)}
+    as_it_is = count == rows * columns and rows != columns
+    pretrained = get_pretrained_grid_size(net, tensors.get("patch_embed.proj.weight"), count)
+    if pretrained is None and (as_it_is or count < 1 or math.isqrt(count) ** 2 != count):
+        raise BackboneError(
+            "WEIGHTS",
+            f"it does not say which grid its {count} position embeddings are of, for data.size a grid of "
+            f"{rows} x {columns} is wanted",
+            where=source,
+            why="resampled from another grid they would be scrambled",
+            fix="write the file again (cvpeft export RUN --format weights), or add the grid to its safetensors "
+            'metadata, as "grid": "[rows, columns]"',
+        )
+    return {}
+
+
+def _told_grid(metadata: Mapping[str, str], count: int) -> tuple[int, int] | None:
+    """(rows, columns) of a file's grid of `count` tokens; None where its metadata does not tell.
+
+    Base weights made before it was written down tell the size of the pictures they have seen: theirs is the grid
+    nearest to that in shape, of those that a data.size in steps of two tokens can have.
+    """
+    with suppress(ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError):
+        if "grid" in metadata:
+            rows, columns = map(int, json.loads(metadata["grid"]))
+            return (rows, columns) if rows > 0 and rows * columns == count else None
+        height, width = json.loads(metadata["data"])["size"]
+        grids = [(rows, count // rows) for rows in range(2, count // 2 + 1, 2) if count % (2 * rows) == 0]
+        return min(grids, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))))
+    return None

@@ -64,9 +64,11 @@ class AdapterBank:
     def mix(self, weights: Mapping[str, float], how: Literal["linear", "svd"] = "svd") -> None:
         """Put a weighted mix of adapters in.
 
-        svd: what methods change is summed, and LoRA's sums are cut to its rank by their SVD; neck, head and all other
-        tensors are summed themselves. linear: all tensors are summed, which for LoRA also multiplies one's B with the
-        other's A. ConfigError: no weight, or an unknown name.
+        weights: of a sum of 1, as neck and head, trained as copies, are summed themselves.
+        svd: what methods change is summed, and the sums of lora, lora_qkv and adalora are cut to their rank by an SVD.
+        linear: all tensors are summed. Where a change is a product, that also multiplies one's factors with the
+        other's; of bottlenecks, prompts and prefixes it is no sum of changes either.
+        ConfigError: no weight, or an unknown name. AdapterError: svd, and a method whose changes cannot be summed.
         """
         if not weights:
             raise ConfigError("BANK", "a mix of nothing", fix="give a weight for at least one adapter")

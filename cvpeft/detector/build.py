@@ -20,7 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from cvpeft.backbone.build import Backbone, build_backbone
-from cvpeft.backbone.pyramid import build_pyramid
+from cvpeft.backbone.pyramid import at_levels, build_pyramid
 from cvpeft.backbone.weights import read_weights, street_file
 from cvpeft.config import schema
 from cvpeft.detector.device import pick_device, pick_precision
@@ -31,6 +31,7 @@ __all__ = ["STRIDES", "BackboneWithNeck", "Normalise", "anchor_sizes", "build_de
 
 log = logging.getLogger(__name__)
 STRIDES = (4, 8, 16, 32)
+NECK = "backbone.neck."
 PREDICTORS = ("roi_heads.box_predictor.", "head.classification_head.cls_logits.")  # their shape depends on the classes
 
 
@@ -202,8 +203,8 @@ def anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ...
 
 
 def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> bool:
-    """Neck and head of a detector file: the head where it is of the same kind, class predictors where the class names
-    are the same too. Returns whether neck and head were taken.
+    """Neck and head of a detector file: of the neck the levels that both have, the head where it is of the same kind,
+    class predictors where the class names are the same too. Returns whether neck and head were taken.
     """
     source = read_weights(file)
     if not source.rest:
@@ -211,7 +212,9 @@ def _load_rest(model: nn.Module, file: Path, classes: Sequence[str]) -> bool:
     own = model.state_dict()
     left = () if source.metadata.get("classes") == "\n".join(classes) else PREDICTORS
     same_head = _head(source.rest) == _head(own)
-    fitting = {k: t for k, t in source.rest.items() if k in own and (same_head or k.startswith("backbone."))}
+    neck = {k: t for k, t in source.rest.items() if k.startswith("backbone.")}
+    head = {k: t for k, t in source.rest.items() if k not in neck and same_head}
+    fitting = {k: t for k, t in (at_levels(neck, [k for k in own if k.startswith(NECK)]) | head).items() if k in own}
     fitting = {k: t for k, t in fitting.items() if not k.startswith(left)}
     _check_shapes(fitting, own, file)
     model.load_state_dict({**own, **fitting})

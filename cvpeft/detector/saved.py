@@ -95,6 +95,7 @@ def load_adapter(folder: Path, model: nn.Module, classes: Sequence[str]) -> None
             "CLASSES", f"made for the classes {meta['classes']}, not {list(classes)}", where=str(folder)
         )
     found = fingerprint(model)
+    _check_size(folder, meta, model, found)
     if found != meta["base"]["sha256"]:
         raise CheckpointError(
             "BASE",
@@ -104,6 +105,18 @@ def load_adapter(folder: Path, model: nn.Module, classes: Sequence[str]) -> None
             fix=f"set backbone.weights to the file it was trained on ({meta['base']['weights']})",
         )
     load_owned(folder / WEIGHTS, model)
+
+
+def _check_size(folder: Path, meta: Mapping[str, Any], model: Any, found: str) -> None:
+    """Another data.size gives other position embeddings, so that the base is another one too, or looks the same where
+    they are random and as many.
+    """
+    there, here, body = meta["preprocessing"].get("size"), list(model.transform.size), model.backbone.body
+    has_positions = getattr(body.net, "pos_embed", None) is not None
+    other_base = found != meta["base"]["sha256"] and body.fixed_because
+    if there is not None and there != here and (has_positions or other_base):
+        what = f"made at data.size {there}, which is {here} now"
+        raise CheckpointError("SIZE", what, where=str(folder), why=body.fixed_because, fix=f"set data.size={there}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cvpeft.backbone.build import Backbone
-from cvpeft.backbone.weights import DETECTOR_FORMAT, base_licence
+from cvpeft.backbone.weights import DETECTOR_FORMAT, base_licence, grid_entry
 from cvpeft.data.coco import CocoData
 from cvpeft.data.loader import eval_loader
 from cvpeft.detector.saved import LoadedRun, load_run, name_of
@@ -169,6 +169,7 @@ def export_weights_run(run: Path, *, overrides: Sequence[str] = ()) -> Path:
         "classes": "\n".join(loaded.classes),
         "detector": json.dumps(loaded.meta["detector"]),
         "licence": loaded.settings.export.licence or _base_licence(loaded),
+        **grid_entry(plain.backbone.body.net),  # type: ignore[union-attr,arg-type]
     }
     write_weights(target, plain.state_dict(), metadata)
     return target

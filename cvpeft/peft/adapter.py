@@ -19,7 +19,7 @@ from cvpeft.types import Site
 
 __all__ = [
     "Adapter", "BypassError", "Dense", "Foreign", "Place", "adapters", "by_class", "canonical", "check_compound",
-    "in_own_type", "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
+    "check_scale", "in_own_type", "output_width", "plain", "tensors", "train_owned", "walk", "weighted_sum",
 ]  # fmt: skip
 
 TRANSPARENT = {"base", "module", "_orig_mod"}  # steps that Adapter, DistributedDataParallel and torch.compile put in
@@ -53,6 +53,8 @@ class Adapter(nn.Module):
 
     targets: roles of the sites that it takes by default; at least one must exist in the model.
     accepts: types of module that it can stand in for.
+    choosers: settings that do nothing but choose the default places, and so mean nothing beside targets.
+    additive: whether the sum of its tensors changes the sum of what they change.
     identity_at_init: whether a fresh Adapter computes exactly what its base computes.
     method: name in configs and keys; the name of the file, unless the class sets its own.
     undecayed: own tensors, dotted below the Adapter, that weight decay must leave alone: zero is not neutral for them.
@@ -63,6 +65,8 @@ class Adapter(nn.Module):
 
     targets: ClassVar[tuple[str, ...]] = ()
     accepts: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
+    choosers: ClassVar[tuple[str, ...]] = ()
+    additive: ClassVar[bool] = False
     identity_at_init: ClassVar[bool] = True
     method: ClassVar[str] = ""
     undecayed: tuple[str, ...] = ()
@@ -140,10 +144,14 @@ class Adapter(nn.Module):
         return numbers
 
     def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-        """Own tensors of a weighted mix of several trained states of this Adapter: their weighted sum.
+        """Own tensors that change what several trained states of this Adapter change, weighted and summed.
 
-        states: own tensors by their names below the Adapter. Override it where a sum of tensors is no sum of changes.
+        states: own tensors by their names below the Adapter. AdapterError: it is not `additive` and knows no other way.
         """
+        if not self.additive:
+            what = f"{self.method} at {self.site.path} cannot be mixed by what it changes"
+            why = "summed tensors would give another change than the sum"
+            raise AdapterError("MIX", what, why=why, fix="mix linearly (how='linear')")
         return weighted_sum(states, weights)
 
     @classmethod
@@ -180,6 +188,7 @@ class Dense(Adapter):
     """
 
     method = "dense"
+    additive = True
 
     def __init__(self, base: nn.Module, site: Site, *, only: tuple[str, ...] = ()) -> None:
         super().__init__(base, site)
@@ -290,6 +299,12 @@ def check_compound(method: str, site: Site) -> None:
     if site.role not in {"attn", "mlp", "block"}:
         found = f"{method} cannot take {site.path}, whose role is {site.role}"
         raise AdapterError("TARGET", found, fix="choose among attn, mlp, block")
+
+
+def check_scale(method: str, scale: float) -> None:
+    """AdapterError where what a method adds is multiplied by nothing."""
+    if not scale > 0:
+        raise AdapterError(method.upper(), f"scale {scale:g}", why="nothing would be trained", fix="set scale above 0")
 
 
 def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ import copy
 
 from torch import Tensor, nn
 
-from cvpeft.types import Layout
+from cvpeft.errors import AdapterError
+from cvpeft.types import Layout, Site
 
-__all__ = ["add_bias", "along_channels", "output_channels", "scale_output"]
+__all__ = ["add_bias", "along_channels", "check_scalable", "output_channels", "scalable", "scale_output"]
 
 
 def along_channels(vector: Tensor, y: Tensor, base: nn.Module, layout: Layout) -> Tensor:
@@ -21,6 +22,22 @@ def along_channels(vector: Tensor, y: Tensor, base: nn.Module, layout: Layout) -
 def output_channels(base: nn.Module) -> int:
     """Channels that a Linear, a convolution or a norm puts out."""
     return int(base.get_parameter("weight").shape[0])
+
+
+def scalable(module: nn.Module) -> bool:
+    """Whether weight and bias scale the output of a Linear, a convolution or a norm: not where a convolution
+    standardises its weight first, nor where a norm holds the activation after it.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        return type(module).forward in {nn.Linear.forward, nn.Conv2d.forward}
+    return isinstance(getattr(module, "act", nn.Identity()), nn.Identity)
+
+
+def check_scalable(method: str, module: nn.Module, site: Site) -> None:
+    """AdapterError where the output's scale could not be folded into the module's tensors."""
+    if not scalable(module):
+        what = f"{method} cannot take {site.path}, a {type(module).__name__} with a forward of its own"
+        raise AdapterError(method.upper(), what, why="its scale would not fold", fix="leave it out of targets")
 
 
 def add_bias(module: nn.Module, shift: Tensor) -> nn.Module:

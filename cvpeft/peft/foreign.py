@@ -130,6 +130,10 @@ def _forms(model: nn.Module) -> tuple[dict[str, Foreign], Foreign]:
         if (form.kind, form.settings) != (first.kind, first.settings):
             what = f"{path} would be {form.kind} {dict(form.settings)}, others {first.kind} {dict(first.settings)}"
             raise AdapterError("FOREIGN", what, why="HF peft stores one kind in a folder")
+        if other := [name for name, tensor in form.shared.items() if tensor is not first.shared[name]]:
+            what = f"{path} does not share {other[0]} with {next(iter(known))}"
+            why, fix = "HF peft stores one of it in a folder", "export to ONNX, or merged weights"
+            raise AdapterError("FOREIGN", what, why=why, fix=fix)
     return known, first
 
 

@@ -130,6 +130,7 @@ def _expanded(specs: Iterable[MethodSpec], registry: Mapping[str, Method]) -> li
         method = registry[spec.name]
         _check_settings(method, spec.name, spec.settings)
         if adapter := adapter_class(method):
+            _check_choosers(adapter, spec)
             flat.append((adapter, spec))
         elif spec.targets:
             what = f"{spec.name} takes no targets: it is a list of methods, each of which has its own places"
@@ -144,6 +145,16 @@ def _check_settings(method: Method, name: str, settings: Iterable[str], *, withi
     for key in settings:
         if key not in known:
             raise AdapterError("SETTING", f"{name} has no setting '{key}'{_near(key, known)}", fix=_list(known))
+
+
+def _check_choosers(method: type[Adapter], spec: MethodSpec) -> None:
+    special = (spec.settings.get("patterns") or {}).values()
+    for key in method.choosers:
+        if (spec.targets and key in spec.settings) or any(key in settings for settings in special):
+            place = "targets" if spec.targets and key in spec.settings else "patterns"
+            what = f"{spec.name} has {place} and '{key}'"
+            why = f"places are chosen by {key} only where none are named"
+            raise AdapterError("SETTING", what, why=why, fix=f"leave out {place}, or {key}")
 
 
 # Targets

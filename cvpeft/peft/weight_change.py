@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ __all__ = [
     "folded",
     "is_depthwise",
     "matrix_shape",
+    "summed_products",
+    "triplets",
 ]
 
 
@@ -101,3 +104,30 @@ def drawn(base: nn.Module, *shape: int, zero: bool = False) -> nn.Parameter:
     """A float32 parameter on the base's device: zeros, or drawn as nn.Linear draws its weight."""
     tensor = torch.zeros(shape, device=plain(base).get_parameter("weight").device)
     return nn.Parameter(tensor if zero else nn.init.kaiming_uniform_(tensor, a=math.sqrt(5)))
+
+
+def summed_products(pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """A and B whose product is the weighted sum of the products B A, cut to their rank by its SVD.
+
+    pairs: A (R, ...) and B (O, R), or of n parts of a qkv A (n R, I) and B (n, O, R); all of the same shapes.
+    """
+    A, B = pairs[0]
+    parts = [(b if b.ndim == 3 else b[None], a) for a, b in pairs]
+    products = [b @ a.reshape(len(b), b.shape[-1], -1) for b, a in parts]  # (n, O, I k k) each
+    u, values, v = triplets(sum((w * p for w, p in zip(weights, products, strict=True)), torch.zeros(())), B.shape[-1])
+    root = values.sqrt()
+    return (root[..., None] * v).reshape(A.shape), (u * root[:, None]).view(B.shape)
+
+
+def triplets(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `rank` largest singular triplets of (..., O, I): (..., O, R), (..., R) and (..., R, I).
+
+    Zeros stand in for those beyond the shorter side.
+    """
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    rest = max(0, rank - values.shape[-1])
+    return (
+        F.pad(u[..., :rank], (0, rest)),
+        F.pad(values[..., :rank], (0, rest)),
+        F.pad(v[..., :rank, :], (0, 0, 0, rest)),
+    )

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from cvpeft.backbone.build import Backbone, build_backbone
-from cvpeft.backbone.weights import DETECTOR_FORMAT
+from cvpeft.backbone.weights import DETECTOR_FORMAT, grid_entry
 from cvpeft.config import schema
 from cvpeft.data.render import RENDERER_VERSION
 from cvpeft.data.splits import open_splits
@@ -183,7 +183,7 @@ def _train_backbone(
         accuracy = train_on_crops(body, crops, crop_settings)
         seconds = time.perf_counter() - started
         facts |= {"crops": str(len(crops.labels)), "crop_accuracy": f"{accuracy:.3f}", "crop_seconds": f"{seconds:.0f}"}
-    write_weights(file, body.net.state_dict(), facts)
+    write_weights(file, body.net.state_dict(), facts | grid_entry(body.net))
 
 
 def _write(run: Path, backbone: Path, out: Path) -> None:
@@ -198,6 +198,7 @@ def _write(run: Path, backbone: Path, out: Path) -> None:
         "data": json.dumps(loaded.settings.data.render.model_dump() if loaded.settings.data.render else {}),
         "seed": str(loaded.settings.run.seed),
         "steps": str(last["step"]),
+        **grid_entry(loaded.model.backbone.body.net),  # type: ignore[union-attr,arg-type]
     }
     tensors = {
         key: t.half() if t.is_floating_point() else t

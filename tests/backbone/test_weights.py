@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save, save_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from cvpeft.backbone import weights
@@ -80,6 +81,52 @@ def test_patch_14_and_registers_resample_too(tmp_path: Path) -> None:
     body = build_backbone(name, written(tmp_path, content), (64, 96))
     assert torch.equal(body.net.reg_token, content["reg_token"])
     assert body.net.pos_embed.shape[1] == 4 * 6 + (content["pos_embed"].shape[1] - 37 * 37)
+
+
+def with_positions(folder: Path, grid: tuple[int, int], metadata: dict[str, str]) -> tuple[Path, Tensor]:
+    """A ViT's file with position embeddings of another grid, and these."""
+    positions = torch.randn(1, 1 + grid[0] * grid[1], 192, generator=torch.Generator().manual_seed(0))
+    return written(folder, {**tensors(), "pos_embed": positions}, **metadata), positions
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (32, 192), (128, 128)])
+@pytest.mark.parametrize("grid", [(4, 6), (2, 8)], ids=str)
+def test_positions_of_a_grid_that_is_told_are_resampled_from_it_at_every_size(
+    tmp_path: Path, grid: tuple[int, int], size: tuple[int, int]
+) -> None:
+    file, positions = with_positions(tmp_path, grid, {"grid": str(list(grid))})
+    found = build_backbone(NAME, file, size).net.pos_embed
+    wanted = resample_abs_pos_embed(positions, [size[0] // 16, size[1] // 16], list(grid), num_prefix_tokens=1)
+    assert torch.equal(found, wanted)
+
+
+def test_a_base_of_rendered_scenes_without_a_grid_has_one_of_their_shape() -> None:
+    file = weights.street_file(NAME)
+    positions = read_weights(file).body["pos_embed"].float()
+    for size in ((224, 288), (288, 224), (64, 96)):
+        wanted = resample_abs_pos_embed(positions, [size[0] // 16, size[1] // 16], [14, 18], num_prefix_tokens=1)
+        assert torch.equal(build_backbone(NAME, file, size).net.pos_embed, wanted), size
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((4, 6), (64, 96)), ((4, 6), (64, 64)), ((2, 8), (32, 128)), ((3, 8), (64, 64))], ids=str
+)
+@pytest.mark.parametrize("told", [{}, {"grid": "[3, 3]"}, {"grid": "4"}, {"data": "{}"}], ids=str)
+def test_positions_of_an_unknown_grid_are_refused(
+    tmp_path: Path, grid: tuple[int, int], size: tuple[int, int], told: dict[str, str]
+) -> None:
+    file, _ = with_positions(tmp_path, grid, told)
+    count, wanted = grid[0] * grid[1], rf"{size[0] // 16} x {size[1] // 16}"
+    said = rf"E-WEIGHTS [^\n]*which grid its {count} position embeddings are of, for data\.size a grid of {wanted} is"
+    with pytest.raises(BackboneError, match=said):
+        build_backbone(NAME, file, size)
+
+
+def test_a_square_grid_need_not_be_told(tmp_path: Path) -> None:
+    file, positions = with_positions(tmp_path, (4, 4), {})
+    for size in ((64, 64), (64, 96)):
+        wanted = resample_abs_pos_embed(positions, [size[0] // 16, size[1] // 16], [4, 4], num_prefix_tokens=1)
+        assert torch.equal(build_backbone(NAME, file, size).net.pos_embed, wanted)
 
 
 def test_half_precision_files_are_held_in_float32(tmp_path: Path) -> None:

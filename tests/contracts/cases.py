@@ -54,6 +54,11 @@ VARIANTS: dict[str, MethodSpec] = {
     "tcurlora": MethodSpec("tcurlora", settings={"rank": 4}),
 }
 NOT_FOLDED = {"adapter", "vpt", "prefix", "mona", "convpass", "unipelt"}
+# Whose changes can be summed; the others say so.
+SUMMED = {
+    "lora", "lora-qv", "lora-conv", "lora-patch", "lora_qkv", "adalora", "tcurlora", "ssf", "ia3", "ia3-queries",
+    "bitfit", "norm", "partial",
+}  # fmt: skip
 
 REFUSED = {
     *((variant, family) for variant in ("vpt", "vpt-shallow") for family in FAMILIES.keys() - PLAIN),

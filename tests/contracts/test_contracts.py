@@ -22,6 +22,7 @@ from .cases import (
     FAMILIES,
     NOT_FOLDED,
     REFUSED,
+    SUMMED,
     TAKEN,
     VARIANTS,
     adapted,
@@ -303,3 +304,37 @@ def test_families_are_what_they_say() -> None:
     assert {site.layout for site in sites(base("convnext_conv")) if site.role == "mlp"} == {"NCHW"}
     prefix = {f: next(s.prefix_tokens for s in sites(base(f)) if s.role == "block") for f in FAMILIES}
     assert prefix == dict.fromkeys(FAMILIES, 0) | {"deit": 1, "dinov2": 5, "dinov3": 5}
+
+
+def mixed(net: nn.Module, states: list[dict[str, torch.Tensor]], weights: list[float]) -> dict[str, torch.Tensor]:
+    """Every Adapter's own part of the states, mixed by what it changes."""
+    found: dict[str, torch.Tensor] = {}
+    for place in walk(net):
+        prefix = f"{place.prefix}."
+        own = [{k.removeprefix(prefix): t for k, t in s.items() if k.startswith(prefix)} for s in states]
+        if place.module is place.owner and own[0]:
+            found |= {prefix + key: t for key, t in place.owner.mixed(own, weights).items()}
+    return found
+
+
+@once
+def test_a_mix_sums_what_is_changed_or_is_refused(variant: str, family: str) -> None:
+    net = adapted(variant, family)
+    start = {key: t.detach().clone() for key, t in owned(net).items()}
+    moved = {
+        key: t + 0.2 * torch.randn_like(t) if isinstance(owned(net)[key], nn.Parameter) else t
+        for key, t in start.items()
+    }
+    if variant not in SUMMED:
+        with pytest.raises(AdapterError, match=r"E-MIX .*Fix: mix linearly"):
+            mixed(net, [moved, start], [0.3, 0.7])
+        return
+    results = []
+    for state in (mixed(net, [moved, start], [0.3, 0.7]), moved):
+        with torch.no_grad():
+            for key, tensor in owned(net).items():
+                tensor.copy_(state[key])
+        results.append(merge(net).state_dict())
+    plain = base(family).state_dict()
+    for key, one in results[0].items():
+        assert torch.allclose(one, 0.3 * results[1][key] + 0.7 * plain[key], atol=1e-5), key

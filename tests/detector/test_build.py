@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
-from cvpeft.backbone.weights import DETECTOR_FORMAT
+from cvpeft.backbone.weights import DETECTOR_FORMAT, grid_entry
 from cvpeft.detector.build import Normalise, build_detector
 from cvpeft.errors import BackboneError, ConfigError
 from cvpeft.types import Target
@@ -176,7 +176,8 @@ def detector_file(folder: Path, model: nn.Module, classes: tuple[str, ...]) -> P
         for p in model.parameters():
             p.add_(0.5)
     content = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(content, folder / "base.safetensors", {"format": DETECTOR_FORMAT, "classes": "\n".join(classes)})
+    about = {"format": DETECTOR_FORMAT, "classes": "\n".join(classes), **grid_entry(model.backbone.body.net)}
+    save_file(content, folder / "base.safetensors", about)
     return folder / "base.safetensors"
 
 
@@ -208,3 +209,23 @@ def test_a_detector_file_of_another_head_gives_backbone_and_neck(tmp_path: Path)
     other = detector(tmp_path, "fcos", backbone={"weights": file}).state_dict()
     wanted = base.state_dict()
     assert all(torch.equal(other[k], v) for k, v in wanted.items() if k.startswith("backbone."))
+
+
+@pytest.mark.parametrize("body", [VIT, CONVNEXT])
+@pytest.mark.parametrize(
+    ("head", "other"), [("faster_rcnn", "retinanet"), ("faster_rcnn", "fcos"), ("fcos", "faster_rcnn")]
+)
+def test_a_neck_of_another_number_of_levels_gives_those_that_both_have(
+    tmp_path: Path, body: str, head: str, other: str
+) -> None:
+    base = detector(tmp_path, head, body).eval()
+    with torch.no_grad():
+        for p in base.backbone.neck.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())), alpha=0.1)
+    file = detector_file(tmp_path, base, ("a", "b"))
+    model = detector(tmp_path, other, body, backbone={"weights": file}).eval()
+    x = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        wanted, found = (list(m.backbone(x).values())[-3:] for m in (base, model))
+    assert len(wanted) == len(found) == 3
+    assert all(torch.equal(one, two) for one, two in zip(wanted, found, strict=True))

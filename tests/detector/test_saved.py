@@ -137,6 +137,22 @@ def test_another_base_is_refused_and_named(tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("size", [[96, 64], [64, 128]])
+def test_another_size_under_position_embeddings_is_named(tmp_path: Path, size: list[int]) -> None:
+    file = tmp_path / "base.safetensors"
+    save_file(timm.create_model(VIT, num_classes=0).state_dict(), file)
+    for number, weights in enumerate((file, "none")):
+        run, _ = made(tmp_path / str(number), "lora-vit", weights)
+        said = rf"E-SIZE .* - made at data.size \[64, 96\], which is \{size} now\. .*set data.size=\[64, 96\]"
+        with pytest.raises(CheckpointError, match=said):
+            load_run(run, [f"data.size={size}"])
+
+
+def test_a_convnext_is_loaded_at_another_size(tmp_path: Path) -> None:
+    run, _ = made(tmp_path, weights=base_file(tmp_path))
+    assert load_run(run, ["data.size=[96, 64]"]).settings.data.size == (96, 64)
+
+
 def test_a_base_that_moved_is_found_by_an_override(tmp_path: Path) -> None:
     file = base_file(tmp_path)
     run, _ = made(tmp_path, weights=file)

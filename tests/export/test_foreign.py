@@ -45,6 +45,9 @@ PAIRS = [
     if (variant, family) not in REFUSED and not (variant == "vera" and family == "convnext_conv")  # Linear only there
 ]
 
+# Places with other settings have a random pair of their own.
+VERA_IN_GROUPS = MethodSpec("vera", settings={"rank": 4, "patterns": {"mlp.fc2": {"start": 0.5}}})
+
 
 def taken_up(net: nn.Module, plain: nn.Module, folder: Path) -> nn.Module:
     config, tensors = to_hf(net)
@@ -82,6 +85,11 @@ def test_ranks_may_differ_from_site_to_site(tmp_path: Path) -> None:
         ([MethodSpec("mona")], "no such method as mona"),
         ([MethodSpec("lora", ("mlp.fc1",)), MethodSpec("ia3", ("mlp.fc2",))], "one kind in a folder"),
         ([MethodSpec("lora", ("mlp.fc1",)), MethodSpec("loha", ("mlp.fc1",))], "lora and loha stand together"),
+        ([VERA_IN_GROUPS], r"mlp\.fc2 does not share base_model\.vera_A with blocks\.0\.attn\.qkv.*ONNX, or merged"),
+        (
+            [MethodSpec("vera", ("mlp.fc1",)), MethodSpec("vera", ("mlp.fc2",))],
+            r"fc2 does not share base_model\.vera_A",
+        ),
         ([], "holds no method"),
     ],
 )
@@ -355,6 +363,7 @@ def test_heads_saved_beside_the_method_are_refused(tmp_path: Path) -> None:
         (MethodSpec("loha", settings={"rank": 4}), "it holds LORA, the config's methods are LOHA"),
         (MethodSpec("lora", settings={"rank": 4, "alpha": 6.0, "gated": True}), "made of several"),
         (MethodSpec("mona"), "no such method as mona"),
+        (VERA_IN_GROUPS, r"mlp\.fc2 does not share base_model\.vera_A"),
     ],
 )
 def test_another_method_is_refused_and_nothing_changed(spec: MethodSpec, message: str, tmp_path: Path) -> None:

@@ -85,11 +85,13 @@ def test_minutes_cut_the_epochs_of_both_parts_once_and_for_all(tmp_path: Path, c
         pretrain(file, tmp_path / "c.safetensors", crop_epochs=50, minutes=9)
 
 
-def test_crops_may_be_left_out(tmp_path: Path) -> None:
+def test_crops_may_be_left_out_and_the_grid_of_a_vit_is_told(tmp_path: Path) -> None:
     ellipses(tmp_path, 2)
-    pretrain(config(tmp_path), tmp_path / "a.safetensors", crop_epochs=0)
+    file = config(tmp_path, backbone={"name": "vit_tiny_patch16_224"})
+    pretrain(file, tmp_path / "a.safetensors", crop_epochs=0)
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as made:
         assert made.metadata()["crop_epochs"] == "0"
+        assert made.metadata()["grid"] == "[4, 6]"
 
 
 def test_a_file_that_is_there_is_not_lost(made: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Foreign, plain
-from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, is_depthwise, matrix_shape
+from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, is_depthwise, matrix_shape, triplets
 from cvpeft.types import Site
 
 __all__ = ["AdaLora"]
@@ -82,6 +82,12 @@ class AdaLora(WeightChange):
     def change(self) -> Tensor:
         matrix = self.P @ (self.scale * self.values[:, None] * self.Q)  # (O, I k k)
         return matrix.view_as(plain(self.base).get_parameter("weight"))
+
+    def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """The weighted sum of the changes, of which the largest triplets are kept."""
+        changes = (w * (s["P"] * s["values"]) @ s["Q"] for w, s in zip(weights, states, strict=True))
+        P, values, Q = triplets(sum(changes, torch.zeros(())), len(self.values))
+        return {"P": P, "values": values, "Q": Q}
 
     def to_hf(self) -> Foreign | None:
         if is_depthwise(plain(self.base)):

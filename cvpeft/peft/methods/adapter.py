@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, check_compound, output_width
+from cvpeft.peft.adapter import Adapter, check_compound, check_scale, output_width
 from cvpeft.types import Layout, Site
 
 __all__ = ["Bottleneck"]
@@ -50,6 +50,7 @@ class Bottleneck(Adapter):
             raise AdapterError("ADAPTER", f"width {width} with dropout {dropout}", fix="width from 1, dropout below 1")
         self.parallel = place == "parallel"
         self.scale = (0.1 if self.parallel else 1.0) if scale is None else scale
+        check_scale(self.method, self.scale)
         channels = output_width(base)
         self.down = _per_position(site.layout, channels, width)
         self.act = nn.ReLU() if activation == "relu" else nn.GELU()

@@ -23,6 +23,7 @@ class BitFit(Adapter):
     """Trains the bias of a Linear, a convolution or a norm; C parameters. By default wherever there is one."""
 
     accepts = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+    additive = True
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base, site)

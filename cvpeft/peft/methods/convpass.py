@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, check_compound, output_width
+from cvpeft.peft.adapter import Adapter, check_compound, check_scale, output_width
 from cvpeft.peft.grid import middle_only, on_map
 from cvpeft.types import Site
 
@@ -32,6 +32,7 @@ class Convpass(Adapter):
     def __init__(self, base: nn.Module, site: Site, *, width: int = 8, scale: float = 1.0) -> None:
         super().__init__(base, site)
         check_compound(self.method, site)
+        check_scale(self.method, scale)
         if width < 1:
             raise AdapterError("CONVPASS", f"width {width}", fix="set width to 1 or more")
         channels = output_width(base)

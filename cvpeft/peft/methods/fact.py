@@ -8,13 +8,13 @@ Letters: C width, R rank, n blocks of one weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.adapter import Adapter, check_scale, plain
 from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
 
@@ -24,6 +24,7 @@ __all__ = ["FacT"]
 class FacT(WeightChange):
     """A small core for each C x C block of a weight; n R R parameters, and 2 C R shared.
 
+    By default weights that cannot be cut into squares are left out.
     rank: R. scale: s; the paper tunes it from 0.01 to 100.
     """
 
@@ -31,13 +32,18 @@ class FacT(WeightChange):
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 16, scale: float = 1.0
     ) -> None:
         super().__init__(base, site)
+        check_scale(self.method, scale)
         rows, columns = matrix_shape(base)
-        width = _width(base)
-        if rows % width or columns % width:
+        if not _is_cut(base):
             what, why = f"fact cannot take {site.path}, a {rows} x {columns} weight", "it cannot be cut into squares"
             raise AdapterError("FACT", what, why=why, fix="leave it out of targets")
         self.scale, self.pair = scale, pair or _Pair(base, rank)
-        self.core = drawn(base, rows // width, columns // width, rank, rank)
+        self.core = drawn(base, rows // _width(base), columns // _width(base), rank, rank)
+
+    @classmethod
+    def choose(cls, places: Sequence[tuple[nn.Module, Site]], settings: Mapping[str, Any]) -> list[Site]:
+        own = [(module, site) for module, site in places if site.role in cls.targets]
+        return [site for module, site in own if not isinstance(module, cls.accepts) or _is_cut(module)]
 
     @classmethod
     def build(cls, places: Sequence[tuple[nn.Module, Site]], **settings: Any) -> list[Adapter]:
@@ -49,6 +55,10 @@ class FacT(WeightChange):
         U, V = self.pair.get_parameter("U"), self.pair.get_parameter("V")  # (C, R), (R, C)
         blocks = self.scale * (U @ self.core @ V)  # (rows / C, columns / C, C, C)
         return blocks.transpose(1, 2).reshape(plain(self.base).get_parameter("weight").shape)
+
+
+def _is_cut(base: nn.Module) -> bool:
+    return not any(side % _width(base) for side in matrix_shape(base))
 
 
 def _width(base: nn.Module) -> int:

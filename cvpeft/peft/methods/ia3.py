@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.peft.adapter import Adapter, Foreign, plain
-from cvpeft.peft.channels import along_channels, output_channels, scale_output
+from cvpeft.peft.channels import along_channels, check_scalable, output_channels, scale_output
 from cvpeft.types import Site
 
 __all__ = ["Ia3"]
@@ -27,10 +27,12 @@ class Ia3(Adapter):
 
     targets = ("attn.qkv", "mlp.fc2", "conv_dw")
     accepts = (nn.Linear, nn.Conv2d)
+    additive = True
 
     def __init__(self, base: nn.Module, site: Site, *, queries: bool = False) -> None:
         super().__init__(base, site)
         module, role = plain(base), site.role
+        check_scalable(self.method, module, site)
         self.scales_inputs, self.skipped = role == "mlp.fc2", 0
         channels = module.get_parameter("weight").shape[1] if self.scales_inputs else output_channels(module)
         if role == "attn.qkv" and not queries:

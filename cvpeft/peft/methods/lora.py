@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, Foreign, plain
 from cvpeft.peft.one_product import one_convolution, one_product, pays, pays_at_convolution
-from cvpeft.peft.weight_change import check_plain, check_rank, folded
+from cvpeft.peft.weight_change import check_plain, check_rank, folded, summed_products
 from cvpeft.types import Site
 
 __all__ = ["Lora"]
@@ -138,18 +138,8 @@ class Lora(Adapter):
         if set(states[0]) != {"change.A", "change.B"}:
             what = f"{self.site.path} holds {', '.join(states[0])}"
             raise AdapterError("MIX", what, why="only a plain B A can be cut to its rank", fix="mix linearly")
-        total = sum(
-            (w * _product(s["change.A"], s["change.B"]) for w, s in zip(weights, states, strict=True)), torch.zeros(())
-        )
-        u, values, v = torch.linalg.svd(total, full_matrices=False)  # (n, O, .), (n, .), (n, ., I)
-        A, B = self.change.A, self.change.B
-        rank = B.shape[-1]
-        root = values[:, :rank].sqrt()
-        rest = rank - root.shape[-1]  # of a rank beyond the weight's shorter side nothing is left over: zeros
-        return {
-            "change.A": F.pad(root[..., None] * v[:, :rank], (0, 0, 0, rest)).reshape(A.shape),
-            "change.B": F.pad(u[..., :rank] * root[:, None], (0, rest)).view(B.shape),
-        }
+        A, B = summed_products([(s["change.A"], s["change.B"]) for s in states], weights)
+        return {"change.A": A, "change.B": B}
 
     def _scale(self) -> float | Tensor:
         return self.scale if self.gate is None else self.scale * self.gate.sigmoid()
@@ -168,12 +158,6 @@ def _pair(base: nn.Linear | nn.Conv2d, a: tuple[int, ...], b: tuple[int, ...]) -
     A = nn.Parameter(torch.empty(a, device=base.weight.device))
     nn.init.kaiming_uniform_(A, a=math.sqrt(5))
     return A, nn.Parameter(torch.zeros(b, device=base.weight.device))
-
-
-def _product(A: Tensor, B: Tensor) -> Tensor:
-    """(n, O, I k k): B A of each of the n parts of a qkv; elsewhere there is one."""
-    B = B if B.ndim == 3 else B[None]
-    return B @ A.reshape(len(B), B.shape[-1], -1)
 
 
 def _strongest(weight: Tensor, rank: int, init: Literal["pissa", "olora"]) -> tuple[Tensor, Tensor]:

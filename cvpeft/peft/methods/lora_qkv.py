@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter
-from cvpeft.peft.weight_change import check_rank, drawn, folded
+from cvpeft.peft.weight_change import check_rank, drawn, folded, summed_products
 from cvpeft.types import Site
 
 __all__ = ["LoraQkv"]
@@ -34,12 +34,16 @@ class LoraQkv(Adapter):
 
     def __init__(self, base: nn.Module, site: Site, *, rank: int = 8, alpha: float | None = None) -> None:
         super().__init__(base, site)
+        if isinstance(base, Adapter):
+            what, why = f"lora_qkv cannot stand upon {base.method} at {site.path}", "it calls the attention itself"
+            fix = "use lora at attn.qkv in its place, or, beside methods other than prefix, list it first"
+            raise AdapterError("LORA_QKV", what, why=why, fix=fix)
         if not _has_qkv(base):
             what, why = (
                 f"lora_qkv cannot take {site.path}, a {type(base).__name__}",
                 "it holds no plain Linear named qkv",
             )
-            raise AdapterError("LORA_QKV", what, why=why, fix="use lora, or list lora_qkv first")
+            raise AdapterError("LORA_QKV", what, why=why, fix="use lora")
         check_rank(self.method, rank, alpha)
         qkv = base.get_submodule("qkv")
         rows, columns = qkv.get_parameter("weight").shape
@@ -63,6 +67,11 @@ class LoraQkv(Adapter):
         module = copy.deepcopy(self.base)
         module.qkv = folded(module.get_submodule("qkv"), self._change())
         return module
+
+    def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """The weighted sum of the changes B A, cut to the rank by its SVD."""
+        A, B = summed_products([(state["A"], state["B"]) for state in states], weights)
+        return {"A": A, "B": B}
 
     def _change(self) -> Tensor:
         return self.scale * self.B @ self.A  # (O, I)

@@ -18,15 +18,17 @@ from cvpeft.types import Site
 
 __all__ = ["Partial"]
 
-BLOCK = re.compile(r"(.*blocks\.\d+)(\.|$)")
+BLOCK = re.compile(r"((?:.*\.)?blocks\.\d+)(\.|$)")  # whole steps: an FPN has inner_blocks and layer_blocks
 
 
 class Partial(Dense):
     """Trains copies of the leaf modules of the last blocks.
 
-    blocks: how many, and everything after the first of them. Parameters that no leaf holds stay frozen: ConvNeXt's
-    `gamma`, DINOv3's `gamma_1` and `gamma_2`, Swin's tables of relative positions.
+    blocks: how many of the backbone, and everything in it after the first of them. Parameters that no leaf holds stay
+    frozen: ConvNeXt's `gamma`, DINOv3's `gamma_1` and `gamma_2`, Swin's tables of relative positions.
     """
+
+    choosers = ("blocks",)
 
     def __init__(self, base: nn.Module, site: Site, *, blocks: int = 1) -> None:
         if next(base.children(), None) is not None:
@@ -37,6 +39,7 @@ class Partial(Dense):
     @classmethod
     def choose(cls, places: Sequence[tuple[nn.Module, Site]], settings: Mapping[str, Any]) -> list[Site]:
         count = settings.get("blocks", 1)
+        places = [(module, site) for module, site in places if site.role not in {"neck", "head"}]
         blocks = list(dict.fromkeys(found[1] for _, site in places if (found := BLOCK.match(site.path))))
         if not 1 <= count <= len(blocks):
             fix = f"set blocks from 1 to {len(blocks)}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.methods.lora_qkv import LoraQkv
 from cvpeft.types import Site
 
 __all__ = ["Prefix"]
@@ -35,6 +36,7 @@ class Prefix(Adapter):
         super().__init__(base, site)
         attention = plain(base)
         _check(attention, site)
+        _check_queries(base, site)
         if tokens < 1 or not 0 <= dropout < 1:
             what = f"{tokens} tokens with dropout {dropout}"
             raise AdapterError("PREFIX", what, fix="tokens from 1, dropout below 1")
@@ -58,6 +60,15 @@ class Prefix(Adapter):
         seen = self.dropout(seen.transpose(1, 2).flatten(2))  # (B, N, M D)
         # proj is affine, with an Adapter on it too: what it makes of nothing is in y already.
         return y + (attention.proj(seen) - attention.proj(torch.zeros_like(seen[:1, :1])))
+
+
+def _check_queries(base: nn.Module, site: Site) -> None:
+    """lora_qkv changes the weight of qkv while it calls the attention, and the prefixes' queries are made outside."""
+    while isinstance(base, Adapter):
+        if isinstance(base, LoraQkv):
+            what, why = f"prefix cannot stand with lora_qkv at {site.path}", "its queries would be those of the base"
+            raise AdapterError("PREFIX", what, why=why, fix="use lora at attn.qkv in place of lora_qkv")
+        base = base.base
 
 
 def _check(attention: nn.Module, site: Site) -> None:

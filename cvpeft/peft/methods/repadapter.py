@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.adapter import Adapter, check_scale, plain
 from cvpeft.peft.channels import add_bias
 from cvpeft.peft.weight_change import check_plain, drawn
 from cvpeft.types import Site
@@ -35,6 +35,7 @@ class RepAdapter(Adapter):
     def __init__(self, base: nn.Module, site: Site, *, width: int = 8, scale: float = 1.0, groups: int = 2) -> None:
         super().__init__(base, site)
         check_plain(self.method, base, site)
+        check_scale(self.method, scale)
         module = plain(base)
         _check_one_by_one(module, site)
         inputs = module.get_parameter("weight").shape[1]

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cvpeft.peft.adapter import Adapter, plain
-from cvpeft.peft.channels import add_bias, along_channels, output_channels, scale_output
+from cvpeft.peft.channels import (
+    add_bias,
+    along_channels,
+    check_scalable,
+    output_channels,
+    scalable,
+    scale_output,
+)
 from cvpeft.types import Site
 
 __all__ = ["Ssf"]
@@ -21,14 +28,17 @@ __all__ = ["Ssf"]
 class Ssf(Adapter):
     """Scales and shifts the output of a Linear, a convolution or a norm; 2 C parameters. By default all of them.
 
+    Those whose tensors do not scale the output, such as standardised convolutions, are left out.
     Where the module has no bias there is no shift, so that the change folds into the tensors that are there.
     """
 
     accepts = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
+    additive = True
 
     def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__(base, site)
         module = plain(base)
+        check_scalable(self.method, module, site)
         channels, device = output_channels(module), module.get_parameter("weight").device
         self.scale = nn.Parameter(torch.ones(channels, device=device))
         has_bias = getattr(module, "bias", None) is not None
@@ -36,7 +46,7 @@ class Ssf(Adapter):
 
     @classmethod
     def choose(cls, places: Sequence[tuple[nn.Module, Site]], settings: Mapping[str, Any]) -> list[Site]:
-        return [site for module, site in places if isinstance(module, cls.accepts)]
+        return [site for module, site in places if isinstance(module, cls.accepts) and scalable(module)]
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)

@@ -14,14 +14,14 @@ Letters: L layers, F = L / 2 + 1 frequencies, O outputs, I inputs, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cvpeft.errors import AdapterError
-from cvpeft.peft.adapter import Adapter, plain
+from cvpeft.peft.adapter import Adapter, plain, weighted_sum
 from cvpeft.peft.weight_change import WeightChange, drawn
 from cvpeft.types import Site
 
@@ -54,6 +54,18 @@ class TCurLora(WeightChange):
     def change(self) -> Tensor:
         matrix: Tensor = self.stack.change(self.layer)  # type: ignore[operator]
         return matrix.view_as(plain(self.base).get_parameter("weight"))
+
+    def mixed(self, states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+        """The weighted sum of the cores: what is kept of the weights is alike, as the base is.
+
+        AdapterError: it is not, since a machine that rounds otherwise has chosen other rows.
+        """
+        first, *others = states
+        kept = [key for key in first if key != "stack.core"]
+        if any(not torch.equal(first[key], other[key]) for key in kept for other in others):
+            what, why = f"the rows that are kept at {self.site.path} differ", "cores of other rows cannot be summed"
+            raise AdapterError("MIX", what, why=why, fix="mix linearly (how='linear')")
+        return {**first, **weighted_sum([{"stack.core": state["stack.core"]} for state in states], weights)}
 
 
 class _Stack(nn.Module):

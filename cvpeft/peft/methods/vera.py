@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import Adapter, Foreign, plain
 from cvpeft.peft.weight_change import WeightChange, check_rank, drawn, matrix_shape
 from cvpeft.types import Site
@@ -24,13 +25,16 @@ __all__ = ["Vera"]
 class Vera(WeightChange):
     """Two vectors around a shared random pair; O + R trained parameters. Wants a high learning rate.
 
-    rank: R; large, as nothing of its size is trained but d. start: of d.
+    rank: R; large, as nothing of its size is trained but d. start: of d, not 0.
     """
 
     def __init__(
         self, base: nn.Module, site: Site, pair: nn.Module | None = None, *, rank: int = 64, start: float = 0.1
     ) -> None:
         super().__init__(base, site)
+        if start == 0:
+            fix = "set start to another number"
+            raise AdapterError("VERA", "start 0", why="nothing would be trained: b is 0 at the start too", fix=fix)
         self.rows, self.columns = matrix_shape(base)
         self.pair = pair or _Pair(base, rank, [(self.rows, self.columns)])
         self.b = drawn(base, self.rows, zero=True)

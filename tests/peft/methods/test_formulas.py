@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import GroupNormAct, StdConv2dSame
 from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
 
 from cvpeft.errors import AdapterError
 from cvpeft.peft.adapter import adapters
 from cvpeft.peft.inject import MethodSpec, inject, methods, probe
+from cvpeft.peft.merge import merge
+from cvpeft.peft.state import owned
 from cvpeft.types import Site
 from tests.contracts.cases import base, sites
 
@@ -90,6 +95,24 @@ def test_prefixes_have_a_softmax_of_their_own() -> None:
         assert torch.allclose(adapter(x), expected, atol=1e-5)
 
 
+def test_fact_leaves_out_by_default_what_is_cut_into_no_squares() -> None:
+    net = nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 8), nn.Linear(8, 4))
+    places = [Site(str(i), "mlp.fc1", "BNC") for i in range(3)]
+    with pytest.raises(AdapterError, match="fact cannot take 1, a 8 x 12 weight"):
+        inject(net, places, [MethodSpec("fact", ("mlp.fc1",))])
+    assert [site.path for site in inject(net, places, [MethodSpec("fact")])] == ["0", "2"]
+
+
+@pytest.mark.parametrize("specs", [("lora_qkv", "prefix"), ("prefix", "lora_qkv"), ("lora_qkv", "adapter", "prefix")])
+def test_prefixes_beside_lora_qkv_are_refused(specs: tuple[str, ...]) -> None:
+    """Their queries would be those of the base, before merging and not after it."""
+    net = base("deit")
+    targets = {"adapter": ("attn",)}
+    with pytest.raises(AdapterError, match=r"(with lora_qkv|upon prefix) at blocks\.0\.attn\. .*use lora at attn\.qkv"):
+        inject(net, sites(net), [MethodSpec(name, targets.get(name, ())) for name in specs])
+    assert not adapters(net)
+
+
 def test_partial_takes_the_last_blocks_and_what_follows() -> None:
     for family, first, after in (("deit", "blocks.1.", "norm"), ("convnext", "stages.3.blocks.0.", "")):
         net = base(family)
@@ -98,6 +121,33 @@ def test_partial_takes_the_last_blocks_and_what_follows() -> None:
         assert {site.role for site in taken} >= {"mlp.fc1", "mlp.fc2"}
     with pytest.raises(AdapterError, match="the last 3 of 2 blocks"):
         inject(base("deit"), sites(base("deit")), [MethodSpec("partial", settings={"blocks": 3})])
+
+
+def test_partial_counts_no_blocks_of_a_neck() -> None:
+    """FPN's are called inner_blocks and layer_blocks; a head may hold some of any name."""
+    net = nn.ModuleDict({"body": base("deit"), "neck": FeaturePyramidNetwork([8, 8], 8), "head": base("deit")})
+    inside = [replace(site, path=f"body.{site.path}") for site in sites(net["body"])]
+    outside = [
+        Site(path, path.partition(".")[0], "NCHW")
+        for path, module in net.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and not path.startswith("body")
+    ]
+    taken = inject(net, [*inside, *outside], [MethodSpec("partial")])
+    assert taken
+    assert all(site.path.startswith("body.blocks.1.") or site.path == "body.norm" for site in taken)
+
+
+@pytest.mark.parametrize(
+    ("spec", "place"),
+    [
+        (MethodSpec("partial", ("mlp.fc1",), {"blocks": 1}), "targets"),
+        (MethodSpec("partial", settings={"blocks": 1, "patterns": {"mlp.fc1": {"blocks": 2}}}), "patterns"),
+    ],
+)
+def test_blocks_beside_named_places_are_refused(spec: MethodSpec, place: str) -> None:
+    net = base("deit")
+    with pytest.raises(AdapterError, match=rf"E-SETTING partial has {place} and 'blocks'\. .*leave out {place}"):
+        inject(net, sites(net), [spec])
 
 
 def test_bitfit_leaves_out_what_has_no_bias() -> None:
@@ -147,3 +197,38 @@ def test_a_change_that_would_be_none_is_refused(name: str, settings: dict[str, f
     net = base("deit")
     with pytest.raises(AdapterError, match="Nothing would be trained"):
         inject(net, sites(net), [MethodSpec(name, settings=settings)])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vera", {"start": 0.0}), *((name, {"scale": 0.0}) for name in ("fact", "repadapter", "convpass", "adapter"))],
+)
+def test_a_scale_of_nothing_is_refused(name: str, settings: dict[str, float]) -> None:
+    net = base("deit")
+    with pytest.raises(AdapterError, match="Nothing would be trained"):
+        inject(net, sites(net), [MethodSpec(name, settings=settings)])
+
+
+def stem() -> nn.Sequential:
+    """As the ResNet of a hybrid ViT begins, and a plain convolution with its norm."""
+    torch.manual_seed(0)
+    own = (StdConv2dSame(3, 8, 3, bias=True), GroupNormAct(8, 4))
+    return nn.Sequential(*own, nn.Conv2d(8, 8, 3, groups=2), nn.GroupNorm(2, 8)).eval()
+
+
+STEM = [Site(str(i), "stem", "NCHW") for i in range(4)]
+
+
+def test_ssf_leaves_out_what_no_scale_folds_into() -> None:
+    net, x = stem(), torch.randn(2, 3, 9, 9)
+    assert [site.path for site in inject(net, STEM, [MethodSpec("ssf")])] == ["2", "3"]
+    with torch.no_grad():
+        for tensor in owned(net).values():
+            tensor.add_(torch.randn_like(tensor))
+        assert torch.allclose(net(x), merge(net)(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "place"), [("ssf", "0"), ("ssf", "1"), ("ia3", "0")])
+def test_a_scale_that_would_not_fold_is_refused(name: str, place: str) -> None:
+    with pytest.raises(AdapterError, match=rf"{name} cannot take {place}, a \w+ with a forward of its own\. Its scale"):
+        inject(stem(), STEM, [MethodSpec(name, (place,))])
