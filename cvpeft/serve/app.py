@@ -41,6 +41,9 @@ PAGE = {
 }
 
 
+MOST_MEGABYTES = 100_000
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one request may bring, and how many may be inside.
@@ -54,8 +57,9 @@ class Limits:
     waiting: int = 4
 
     def __post_init__(self) -> None:
-        if not (0 < self.megabytes < math.inf):
-            raise ConfigError("LIMIT", f"--max-mb is {self.megabytes:g}", fix="give a number above 0")
+        if not (0 < self.megabytes <= MOST_MEGABYTES):
+            fix = f"give a number above 0 and up to {MOST_MEGABYTES}"
+            raise ConfigError("LIMIT", f"--max-mb is {self.megabytes:g}", fix=fix)
         most = MAX_PIXELS / 1e6
         if not (0 < self.megapixels <= most):
             what, why = f"--max-megapixels is {self.megapixels:g}", f"the decoder takes {most:g} million pixels at most"

@@ -133,6 +133,7 @@ def test_a_taken_port_is_told_in_one_sentence(model: Path, capsys: pytest.Captur
         (["MODEL", "--host", "é.."], 4, "E-PORT é..:8000"),
         (["MODEL", "--host", "a\0b"], 4, "E-PORT a\\x00b:8000"),
         (["MODEL", "--max-mb", "0"], 2, "E-LIMIT --max-mb is 0"),
+        (["MODEL", "--max-mb", "1e305"], 2, "E-LIMIT --max-mb is 1e+305"),
         (["MODEL", "--max-megapixels", "500"], 2, "E-LIMIT --max-megapixels is 500"),
     ],
 )
