@@ -111,10 +111,12 @@ def _check_size(folder: Path, meta: Mapping[str, Any], model: Any, found: str) -
     """Another data.size gives other position embeddings, so that the base is another one too, or looks the same where
     they are random and as many.
     """
-    there, here, body = meta["preprocessing"].get("size"), list(model.transform.size), model.backbone.body
+    if (there := meta["preprocessing"].get("size")) is None:
+        return
+    here, body = list(model.transform.size), model.backbone.body
     has_positions = getattr(body.net, "pos_embed", None) is not None
     other_base = found != meta["base"]["sha256"] and body.fixed_because
-    if there is not None and there != here and (has_positions or other_base):
+    if there != here and (has_positions or other_base):
         what = f"made at data.size {there}, which is {here} now"
         raise CheckpointError("SIZE", what, where=str(folder), why=body.fixed_because, fix=f"set data.size={there}")
 
