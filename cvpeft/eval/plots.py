@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib as mpl
@@ -16,15 +16,18 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 __all__ = ["confusion", "precision_recall", "trade_off"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; then the same with other strokes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STROKES = ("-", "--", ":")
+MARKERS = ("o", "s", "^", "D")
 INK, PALE = "#333333", "#DDDDDD"
 # Class names are often Chinese, which matplotlib's own font lacks.
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Micro Hei")
+NAMED_AT_DOT = 4  # dots beyond which names would lie upon one another: methods differ little in what they train
 READABLE = 20  # classes beyond which counts in a confusion matrix are too small to read
 
 
@@ -74,16 +77,27 @@ def confusion(report: Mapping[str, Any]) -> bytes:
 def trade_off(dots: Sequence[tuple[str, int, float, float]], title: str) -> bytes:
     """PNG of AP against trained parameters; each dot is (label, parameters, AP, deviation over seeds)."""
     with mpl.rc_context(_style()):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        crowded = len(dots) > NAMED_AT_DOT
+        figure = Figure(figsize=(7.6 if crowded else 6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        for (label, parameters, ap, deviation), colour in zip(dots, cycle(COLOURS), strict=False):
-            axes.errorbar(parameters, ap, yerr=deviation or None, fmt="o", color=colour, capsize=3, markersize=6)
-            axes.annotate(_plain(label), (parameters, ap), xytext=(7, 4), textcoords="offset points", color=colour)
+        for (label, parameters, ap, deviation), (marker, colour) in zip(
+            dots, cycle(product(MARKERS, COLOURS)), strict=False
+        ):
+            name, up = _plain(label), deviation or None
+            axes.errorbar(parameters, ap, yerr=up, fmt=marker, color=colour, capsize=3, markersize=6, label=name)
+            if not crowded:
+                axes.annotate(name, (parameters, ap), xytext=(7, 4), textcoords="offset points", color=colour)
         axes.set(xscale="log", xlabel="trained parameters", ylabel="AP")
+        counts = [max(1, parameters) for _, parameters, _, _ in dots]
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(counts) < 100 * min(counts) else (1,)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(bottom=0)
         axes.margins(x=0.25)
         axes.set_title(f"{title}; bars: deviation over seeds", loc="left")
         axes.grid(color=PALE, linewidth=0.6)
+        if crowded:
+            figure.legend(loc="outside right upper", frameon=False)
         return _png(figure)
 
 

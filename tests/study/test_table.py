@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
 from cvpeft.config.load import load
+from cvpeft.eval import plots
 from cvpeft.peft.inject import signatures
 from cvpeft.study.outcome import Outcome
 from cvpeft.study.table import write_tables
@@ -75,3 +79,24 @@ def test_a_draw_without_a_box_says_nothing(tmp_path: Path) -> None:
         (0.31, 0.88),
     ]
     assert "better than full fine-tuning in 33% of the draws" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("span", [(1.26e6, 1.6e6), (2e5, 4.5e6), (3e4, 9e7)])
+def test_what_stands_at_the_axis_of_the_picture_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, span: tuple[float, float]
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    names = [f"method {n}" for n in range(10)]
+    plots.trade_off([(name, round(span[n % 2]), 0.05, 0.01) for n, name in enumerate(names)], "AP")
+    plots.trade_off([(name, round(span[n % 2]), 0.05, 0.01) for n, name in enumerate(names[:2])], "AP")
+    many, few = drawn
+    assert [text.get_text() for text in many.legends[0].get_texts()] == names
+    assert not few.legends
+    for figure in drawn:
+        figure.canvas.draw()
+        low, high = figure.axes[0].get_xlim()
+        told = [label for label in figure.axes[0].get_xticklabels() if low <= label.get_position()[0] <= high]
+        boxes = [label.get_window_extent() for label in told if label.get_text()]
+        assert len(boxes) >= 2
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
