@@ -128,8 +128,8 @@ def compare(
     split = _split(plans[0].settings)
     if not sweep:
         _check_protocol(plans)
-    held = locked(out, "another comparison is at work in this folder", "choose another --out")
-    with held, Processes(jobs) as start:
+    processes = Processes(jobs)
+    with locked(out, "another comparison is at work in this folder", "choose another --out"), processes as start:
         _make_needs(start, plans[0].settings)
         render_missing(plans[0].settings.data)  # once, and not by several trainings at a time
         factors = _swept(start, asked, sweep) if sweep else {}

@@ -371,6 +371,12 @@ def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path, calls: Calls
     assert not (tmp_path / "out").exists()
 
 
+def test_no_training_at_a_time_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="E-JOBS 0 trainings at a time"):
+        compare(config(tmp_path), modes=("frozen",), jobs=0, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_out_may_have_any_name(tmp_path: Path, calls: Calls) -> None:
     out = tmp_path / "my runs: #1, [a]"
     assert compare(config(tmp_path), modes=("frozen",), out=out) == out / "table.md"
