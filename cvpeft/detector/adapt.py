@@ -21,7 +21,7 @@ from cvpeft.peft.inject import MethodSpec, freeze, inject, make_dense, probe, st
 from cvpeft.peft.state import owned
 from cvpeft.types import Site
 
-__all__ = ["adapt", "parts", "with_methods"]
+__all__ = ["adapt", "as_trained", "parts", "with_methods"]
 
 BODY, NECK = "backbone.body.", "backbone.neck."
 # torchvision's names of the layers that give scores and boxes: what a site has to learn anew, and small
@@ -72,6 +72,11 @@ def with_methods(peft: schema.Peft) -> schema.Peft:
         return peft
     found = [schema.Method(name=s.name, targets=s.targets, settings=dict(s.settings)) for s in methods_of(peft.from_)]
     return peft.model_copy(update={"methods": tuple(found)})
+
+
+def as_trained(settings: schema.Settings) -> schema.Settings:
+    """The settings as a run writes them down, the methods of `with_methods` among them; CheckpointError as there."""
+    return settings.model_copy(update={"peft": with_methods(settings.peft)})
 
 
 def _attach(model: nn.Module, specs: list[MethodSpec], whole: bool) -> list[Site]:

@@ -30,8 +30,8 @@ from cvpeft.peft.foreign import to_hf
 from cvpeft.peft.merge import merge, unmergeable
 
 __all__ = [
-    "about_run", "ap_entry", "export_hf_run", "export_onnx_run", "export_weights_run", "one_form", "said_of",
-    "verification_inputs", "write_weights",
+    "about_run", "adapter_sha256", "ap_entry", "export_hf_run", "export_onnx_run", "export_weights_run", "one_form",
+    "said_of", "verification_inputs", "write_weights",
 ]  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def about_run(loaded: LoadedRun) -> dict[str, Any]:
         "run": name_of(loaded.folder),
         "base_model": meta["base"]["name"],
         "base_sha256": meta["base"]["sha256"],
-        "adapter_sha256": _adapter_sha256(loaded.folder),
+        "adapter_sha256": adapter_sha256(loaded.folder),
         "data_sha256": meta["data"],
         "canvas": loaded.settings.data.canvas,
         "licence": {"base_weights": _base_licence(loaded), "model": own},
@@ -199,7 +199,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         raise unwritable(error, file, "the weights") from error
 
 
-def _adapter_sha256(run: Path) -> str:
+def adapter_sha256(run: Path) -> str:
     """Of the tensors that a run trained: tells whether an exported file is still of them."""
     with (run / "adapter" / "adapter_model.safetensors").open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -6,7 +6,6 @@ what was interrupted goes on: the same command always completes the same table.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import sys
@@ -23,10 +22,11 @@ from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
 from cvpeft.data.coco import load_coco
 from cvpeft.data.splits import open_split, render_missing
-from cvpeft.detector.adapt import with_methods
+from cvpeft.detector.adapt import as_trained
 from cvpeft.detector.device import processor
-from cvpeft.detector.saved import RESOLVED, WEIGHTS, read_config, run_folder
+from cvpeft.detector.saved import RESOLVED, read_config, run_folder
 from cvpeft.errors import ConfigError, DataError
+from cvpeft.export.run import adapter_sha256
 from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
 from cvpeft.study.outcome import Outcome, read_outcome
@@ -167,7 +167,7 @@ def _latencies(plans: Sequence[Plan], out: Path) -> dict[str, Latency]:
     for plan in plans:
         first.setdefault(plan.mode, plan.folder)
     file = out / "latency.json"
-    of = {row: hashlib.sha256((run / "adapter" / WEIGHTS).read_bytes()).hexdigest() for row, run in first.items()}
+    of = {row: adapter_sha256(run) for row, run in first.items()}
     where = f"{processor()}, {torch.get_num_threads()} threads"
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -218,8 +218,7 @@ def _plan(
         part = _swept_part(row)
         texts = (*texts, f"train.lr.{part}={getattr(settings.train.lr, part) * factor:.6g}")
         settings = load(path, texts, methods=signatures())
-    settings = settings.model_copy(update={"peft": with_methods(settings.peft)})  # as the run will write it down
-    return Plan(str(asked.config), row, settings, texts)
+    return Plan(str(asked.config), row, as_trained(settings), texts)
 
 
 def _yaml(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from cvpeft.config import schema
 from cvpeft.config.load import load
 from cvpeft.config.shipped import find_config
-from cvpeft.detector.adapt import with_methods
+from cvpeft.detector.adapt import as_trained
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import RESOLVED, run_folder
 from cvpeft.errors import ConfigError
@@ -62,10 +62,7 @@ def _lacks_only_the_test(settings: schema.Settings) -> bool:
     """Whether this very run is trained and was stopped before its test data were scored."""
     folder = run_folder(settings)
     unscored = bool(settings.data.test) and not (folder / "eval" / "test" / "metrics.json").exists()
-    if not unscored or not is_finished(folder):
-        return False
-    whole = settings.model_copy(update={"peft": with_methods(settings.peft)})  # as the run has written it down
-    return same_run(folder / RESOLVED, whole)
+    return unscored and is_finished(folder) and same_run(folder / RESOLVED, as_trained(settings))
 
 
 def _make(config: Path) -> None:

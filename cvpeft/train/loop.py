@@ -23,7 +23,7 @@ from cvpeft.data.check.run import tell_quick_check
 from cvpeft.data.loader import Batch, dead_worker, eval_loader, train_loader
 from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
-from cvpeft.detector.adapt import adapt, parts, with_methods
+from cvpeft.detector.adapt import adapt, as_trained, parts
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import describe, save_adapter
@@ -61,7 +61,7 @@ def train(settings: schema.Settings) -> Path:
     ConfigError: the folder holds another or a finished run. NumericalError: the loss is not finite.
     Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
-    settings = settings.model_copy(update={"peft": with_methods(settings.peft)})
+    settings = as_trained(settings)
     with open_run(settings) as folder:
         handler = log_to(folder / "log.txt")
         try:
