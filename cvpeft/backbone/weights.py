@@ -16,7 +16,7 @@ import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, XetDownloadError
 from safetensors import SafetensorError, safe_open
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import load_pretrained
 from timm.models.vision_transformer import get_pretrained_grid_size
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ __all__ = [
 DETECTOR_FORMAT = "cvpeft-detector"  # metadata["format"] of a file that holds a whole detector
 BODY = "backbone.body.net."  # where such a file keeps the backbone
 FILE = "model.safetensors"
+TABLE = ".relative_position_bias_table"  # timm's name of a window's table, behind the module's path
 SHIPPED = Path(__file__).parents[1] / "weights"
 HUB_ERRORS = (OSError, ValueError, HTTPError, EntryNotFoundError, XetDownloadError)  # no base class in common
 
@@ -139,23 +140,25 @@ def _first_line(e: BaseException) -> str:
 
 
 def grid_entry(net: nn.Module) -> dict[str, str]:
-    """The entry "grid" of a file's metadata, rows and columns of tokens that the net's position embeddings are made
-    for, since their count alone does not tell; empty where it has none.
+    """The entry "grid" of a file's metadata, rows and columns of tokens that the net's position embeddings and tables
+    of relative positions are made for, since their count alone does not tell; empty where it has none.
     """
-    return {"grid": json.dumps(list(net.patch_embed.grid_size))} if _has_positions(net) else {}  # type: ignore[union-attr,arg-type]
+    made_for_one = _has_positions(net) or _tables(net)
+    return {"grid": json.dumps(list(net.patch_embed.grid_size))} if made_for_one else {}  # type: ignore[union-attr,arg-type]
 
 
 def load_weights(
     net: nn.Module, tensors: Mapping[str, Tensor], *, source: str, metadata: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
     """Load a timm state dict into `net`; position embeddings are resampled to its size, from the grid that `metadata`
-    tells or else from a square one, as timm's own files have.
+    tells or else from a square one, as timm's own files have. So are tables of relative positions.
 
     Returns the keys of the file that the model has no place for (its classifier, say).
     BackboneError where a tensor of the model is not in the file, or has another shape there, or where it is not known
     which grid the position embeddings are of.
     """
-    positions = _positions(net, tensors, metadata or {}, source)
+    about = metadata or {}
+    positions = {**_positions(net, tensors, about, source), **_relative_positions(net, tensors, about, source)}
     missing: list[str] = []
     unexpected: list[str] = []
 
@@ -167,7 +170,7 @@ def load_weights(
     cfg = {**net.pretrained_cfg, "state_dict": dict(tensors), "source": "", "custom_load": False}  # type: ignore[dict-item]
     try:
         load_pretrained(net, cfg, num_classes=0, filter_fn=_filter_of(net, positions), strict=False)
-    except (KeyError, RuntimeError) as e:
+    except (AttributeError, KeyError, RuntimeError, ValueError) as e:
         raise BackboneError(
             "WEIGHTS",
             f"the tensors do not fit the model ({str(e).splitlines()[-1].strip()})",
@@ -206,7 +209,11 @@ def _filter_of(net: nn.Module, positions: Mapping[str, Tensor]) -> Any:
 
 
 def _has_positions(net: nn.Module) -> bool:
-    return getattr(net, "pos_embed", None) is not None and hasattr(getattr(net, "patch_embed", None), "grid_size")
+    return getattr(net, "pos_embed", None) is not None and _has_grid(net)
+
+
+def _has_grid(net: nn.Module) -> bool:
+    return hasattr(getattr(net, "patch_embed", None), "grid_size")
 
 
 def _positions(net: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, Tensor]:
@@ -237,6 +244,56 @@ def _positions(net: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     return {}
 
 
+def _tables(net: nn.Module) -> dict[str, Tensor]:
+    """Key -> table of relative positions (rows, heads), of those that have one row for each pair of shifts."""
+    named = net.named_parameters() if _has_grid(net) else ()  # CoAtNet has tables and no grid of patches
+    return {key: table for key, table in named if key.endswith(TABLE) and table.ndim == 2}
+
+
+def _relative_positions(
+    net: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
+) -> dict[str, Tensor]:
+    """The same as `_positions`, of tables of relative positions. timm's filter takes them for those of a square window,
+    or else of the net's own, though a window of 6 x 10 has as many shifts as one of 10 x 6.
+    """
+    found = {}
+    for key, table in _tables(net).items():
+        if (file := tensors.get(key)) is None or file.ndim != 2:
+            continue
+        grid, own = _written_grid(metadata), tuple(net.patch_embed.grid_size)
+        window = tuple(net.get_submodule(key.removesuffix(TABLE)).window_size)
+        extra = len(table) - _shifts(window)  # of class tokens
+        if grid == own and file.shape == table.shape:
+            found[key] = file
+        elif grid and window == own and len(file) - extra == _shifts(grid):
+            found[key] = resize_rel_pos_bias_table(file.float(), window, table.shape, old_window_size=grid)
+        elif math.isqrt(max(len(file) - extra, 0)) ** 2 != len(file) - extra:
+            told = f"are of a grid of {grid[0]} x {grid[1]}" if grid else "are of a grid that it does not say"
+            raise BackboneError(
+                "WEIGHTS",
+                f"its tables of relative positions {told}, for data.size one of {own[0]} x {own[1]} is wanted",
+                where=source,
+                why="resampled from another grid they would be scrambled",
+                fix="set data.size as in the run that it is of"
+                if grid
+                else "write the file again (cvpeft export RUN --format weights)",
+            )
+    return found
+
+
+def _shifts(window: tuple[int, ...]) -> int:
+    """How many places one token of a window can have relative to another."""
+    return math.prod(2 * side - 1 for side in window)
+
+
+def _written_grid(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """(rows, columns) of the entry that `grid_entry` makes; None where there is none that can be read."""
+    with suppress(ValueError, TypeError, KeyError):
+        rows, columns = map(int, json.loads(metadata["grid"]))
+        return (rows, columns) if rows > 0 and columns > 0 else None
+    return None
+
+
 def _told_grid(metadata: Mapping[str, str], count: int) -> tuple[int, int] | None:
     """(rows, columns) of a file's grid of `count` tokens; None where its metadata does not tell.
 
@@ -245,8 +302,8 @@ def _told_grid(metadata: Mapping[str, str], count: int) -> tuple[int, int] | Non
     """
     with suppress(ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError):
         if "grid" in metadata:
-            rows, columns = map(int, json.loads(metadata["grid"]))
-            return (rows, columns) if rows > 0 and rows * columns == count else None
+            grid = _written_grid(metadata)
+            return grid if grid and math.prod(grid) == count else None
         height, width = json.loads(metadata["data"])["size"]
         grids = [(rows, count // rows) for rows in range(2, count // 2 + 1, 2) if count % (2 * rows) == 0]
         return min(grids, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))))

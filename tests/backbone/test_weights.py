@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save, save_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
 from cvpeft.backbone import weights
@@ -127,6 +127,76 @@ def test_a_square_grid_need_not_be_told(tmp_path: Path) -> None:
     for size in ((64, 64), (64, 96)):
         wanted = resample_abs_pos_embed(positions, [size[0] // 16, size[1] // 16], [4, 4], num_prefix_tokens=1)
         assert torch.equal(build_backbone(NAME, file, size).net.pos_embed, wanted)
+
+
+FAMILIES = {  # of few parameters, with tables of relative positions
+    "beit": ("beit_base_patch16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2}),
+    "swin": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2)}),
+}
+
+
+def of_family(family: str, size: tuple[int, int]) -> Any:
+    name, arguments = FAMILIES[family]
+    net = timm.create_model(name, img_size=size, num_classes=0, **arguments)
+    with torch.no_grad():
+        for table in tables(net).values():
+            table.normal_()  # they begin near 0
+    return net
+
+
+def tables(net: Any) -> dict[str, Tensor]:
+    return {key: table for key, table in net.named_parameters() if key.endswith(".relative_position_bias_table")}
+
+
+def loaded(family: str, file: Any, size: tuple[int, int], *, told: bool = True) -> dict[str, Tensor]:
+    """The tables of a net for inputs of `size`, with the weights of another one."""
+    net = of_family(family, size)
+    metadata = weights.grid_entry(file) if told else {}
+    weights.load_weights(net, file.state_dict(), source="base.safetensors", metadata=metadata)
+    return tables(net)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (224, 224), (64, 128)], ids=str)
+def test_tables_of_relative_positions_are_resampled_from_the_grid_that_is_told(size: tuple[int, int]) -> None:
+    file, window = of_family("beit", (64, 96)), (size[0] // 16, size[1] // 16)
+    for key, found in loaded("beit", file, size).items():
+        assert torch.equal(found, resize_rel_pos_bias_table(tables(file)[key], window, found.shape, (4, 6)))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (64, 64)], ids=str)
+def test_tables_of_an_unknown_grid_are_refused(size: tuple[int, int]) -> None:
+    """Turned by 90 degrees they have as many rows, and were taken as they are."""
+    wanted = rf"{size[0] // 16} x {size[1] // 16}"
+    with pytest.raises(BackboneError, match=rf"E-WEIGHTS .*of a grid that it does not say, .* one of {wanted} is want"):
+        loaded("beit", of_family("beit", (64, 96)), size, told=False)
+
+
+def test_windows_as_large_as_a_small_map_fit_the_size_that_they_were_trained_at() -> None:
+    file = of_family("swin", (96, 160))
+    for key, found in loaded("swin", file, (96, 160)).items():
+        assert torch.equal(found, tables(file)[key])
+    for size in ((160, 96), (224, 224)):
+        wanted = rf"{size[0] // 4} x {size[1] // 4}"
+        with pytest.raises(
+            BackboneError, match=rf"of a grid of 24 x 40, for data\.size one of {wanted} is .*data\.size"
+        ):
+            loaded("swin", file, size)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tables_of_square_windows_need_no_grid(family: str) -> None:
+    file = of_family(family, (224, 224))
+    for key, found in loaded(family, file, (224, 224), told=False).items():
+        assert torch.equal(found, tables(file)[key])
+    assert loaded(family, file, (64, 96), told=False)
+
+
+def test_a_model_with_tables_and_without_patches_is_loaded_as_timm_does() -> None:
+    net, file = (timm.create_model("gcvit_xxtiny", num_classes=classes) for classes in (0, 1000))
+    assert weights.grid_entry(net) == {}
+    weights.load_weights(net, file.state_dict(), source="base.safetensors")
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, file.state_dict()[key])
 
 
 def test_half_precision_files_are_held_in_float32(tmp_path: Path) -> None:
