@@ -154,8 +154,8 @@ def load_weights(
     tells or else from a square one, as timm's own files have. So are tables of relative positions.
 
     Returns the keys of the file that the model has no place for (its classifier, say).
-    BackboneError where a tensor of the model is not in the file, or has another shape there, or where it is not known
-    which grid the position embeddings are of.
+    BackboneError where a tensor of the model is not in the file, or has another shape there, where the file is of a
+    deeper model, or where it is not known which grid the position embeddings are of.
     """
     about = metadata or {}
     positions = {**_positions(net, tensors, about, source), **_relative_positions(net, tensors, about, source)}
@@ -187,7 +187,27 @@ def load_weights(
             why="they would stay random",
             fix="set backbone.name to the model the file was made from",
         )
+    if beyond := [key for key in unexpected if _is_beyond(net, key)]:
+        raise BackboneError(
+            "WEIGHTS",
+            f"{len(beyond)} tensors of the file are of layers that the model does not have, first {beyond[0]}",
+            where=source,
+            why="what follows these layers was trained on what they give",
+            fix="set backbone.name to the model the file was made from",
+        )
     return tuple(unexpected)
+
+
+def _is_beyond(net: nn.Module, key: str) -> bool:
+    """Whether a tensor is of a member that a row of layers of `net` does not have: ConvNeXt-Small has the widths of
+    ConvNeXt-Tiny, and more blocks.
+    """
+    path = key.rpartition(".")[0]
+    while path:
+        with suppress(AttributeError):  # there is no such module, but there may be one that it would stand in
+            return isinstance(net.get_submodule(path), nn.Sequential | nn.ModuleList)
+        path = path.rpartition(".")[0]
+    return False
 
 
 def _filter_of(net: nn.Module, positions: Mapping[str, Tensor]) -> Any:

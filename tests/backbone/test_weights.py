@@ -235,6 +235,21 @@ def test_what_is_not_used_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "1 tensors unused (extra)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "deeper"),
+    [
+        ("convnext_atto", {"depths": (2, 2, 8, 2)}),
+        ("swin_tiny_patch4_window7_224", {"depths": (2, 2, 8, 2)}),
+        (NAME, {"depth": 14}),
+    ],
+    ids=str,
+)
+def test_the_file_of_a_deeper_model_is_an_error(tmp_path: Path, name: str, deeper: dict[str, Any]) -> None:
+    """Its first blocks were taken, though what follows was trained on what all of them give."""
+    with pytest.raises(BackboneError, match=r"E-WEIGHTS .*base.safetensors - .*set backbone.name"):
+        build_backbone(name, written(tmp_path, tensors(name, **deeper)), (64, 96))
+
+
 class Canary:
     def __reduce__(self) -> Any:
         return pytest.fail, ("a pickle was run",)
