@@ -23,7 +23,7 @@ HEADS = ("faster_rcnn", "retinanet", "fcos")
 
 
 class Batch(nn.Module):
-    """Normalises and batches, nothing else: what the project's detectors have as `.transform`."""
+    """Normalises, batches and leaves out label 0, nothing else: what the project's detectors have as `.transform`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Batch(nn.Module):
         return ImageList((images / 255 - self.mean) / self.std, [self.size] * len(images)), targets
 
     def postprocess(self, result, image_shapes, original_sizes):
-        return result
+        return [{key: rows[found["labels"] > 0] for key, rows in found.items()} for found in result]
 
 
 class Pyramid(nn.Module):

@@ -35,7 +35,22 @@ def test_equals_torchvision_when_trained(detector):
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_torchvision_with_random_weights(head, seed):
     model = spread(stand_in(head, seed))
+    model.detections_per_img = 60  # of one-stage heads, whose label 0 may fill the 30 where weights are random
     assert same_as_torchvision(model, scenes(2, seed)[0]) > 0
+
+
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+@pytest.mark.parametrize("suppresses", [True, False])
+def test_a_row_that_is_filled_has_a_class(head, suppresses):
+    """One-stage heads have a channel for label 0, which a program would look up as the last of its class names."""
+    model = spread(stand_in(head, seed=1))
+    with torch.no_grad():
+        found = inference_graph(model, suppresses=suppresses)(scenes(2, 1)[0].float())
+    for labels, scores, n in zip(found.labels, found.scores, found.num.tolist(), strict=True):
+        assert 0 < n < len(labels)  # others were taken for background
+        assert (labels[:n] > 0).all()
+        assert (scores[:n].diff() <= 0).all()
+        assert not labels[n:].any()
 
 
 def test_every_pyramid_level_is_pooled_from():

@@ -43,10 +43,10 @@ class _OneStageGraph(InferenceGraph):
         levels = [self._level(size, *part) for part in zip(*parts, anchors, strict=True)]
         boxes, scores, labels = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))  # (B, M, 4), (B, M), (B, M)
         if not self.suppresses:
-            return best(boxes, scores, labels, boxes.shape[1])
+            return _named(best(boxes, scores, labels, boxes.shape[1]))
         of_class = labels.unsqueeze(1) == torch.arange(K, device=labels.device).view(1, K, 1)
         keep = nms_mask(boxes, torch.where(of_class, scores.unsqueeze(1), DROPPED), self.nms_iou).any(dim=1)  # (B, M)
-        return best(boxes, torch.where(keep, scores, DROPPED), labels, self.limit)
+        return _named(best(boxes, torch.where(keep, scores, DROPPED), labels, self.limit))
 
     def _level(
         self, size: tuple[int, int], scores: Tensor, deltas: Tensor, anchors: Tensor
@@ -62,6 +62,13 @@ class _OneStageGraph(InferenceGraph):
             deltas, anchors = lengthened(deltas, self.candidates), lengthened(anchors, self.candidates)
         boxes = clip_boxes(self.decode(take(deltas, anchor), anchors[anchor]), size)
         return boxes, scores, index % K
+
+
+def _named(found: Detected) -> Detected:
+    """Without what has label 0, for which these heads have a channel though no object has it. torchvision counts it
+    towards its limit, so it goes last."""
+    scores = torch.where(found.labels > 0, found.scores, DROPPED)
+    return best(found.boxes, scores, found.labels, scores.shape[1])
 
 
 class RetinaNetGraph(_OneStageGraph):
