@@ -97,7 +97,8 @@ def _metadata(loaded: LoadedRun, form: Form, plain: nn.Module) -> dict[str, Any]
     left = unmergeable(loaded.model)
     methods = sorted({name.split(" at ")[0] for name in left})
     fixed = _fixed_size(loaded, form, plain, left)
-    return about_run(loaded) | {"merged": not left, "methods_in_graph": methods, **fixed}
+    detector = loaded.settings.detector.model_dump(mode="json")  # proposals, say, are seen in no other entry
+    return about_run(loaded) | {"merged": not left, "methods_in_graph": methods, "detector": detector, **fixed}
 
 
 def _fixed_size(loaded: LoadedRun, form: Form, plain: nn.Module, left: Sequence[str]) -> dict[str, str]:

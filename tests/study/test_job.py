@@ -106,6 +106,7 @@ CONTRACT = {  # key -> what it must be, or a part of it; a program is fed and a 
     "canvas": None,
     "merged": True,
     "methods_in_graph": [],
+    "detector": dict,
     "run": "tiny",
     "base_model": "convnext_atto",
     "base_sha256": re.compile("[0-9a-f]{64}"),
@@ -199,12 +200,19 @@ def test_int8_that_loses_too_much_leaves_an_older_file_alone(there: Path, monkey
 
 @pytest.mark.parametrize(
     "change",
-    ["data.size=[64, 128]", "adapter", "parity.json", "export.licence=CC0", "detector.max_detections=7"],
+    [
+        "data.size=[64, 128]",
+        "adapter",
+        "parity.json",
+        "export.licence=CC0",
+        "detector.max_detections=7",
+        "detector.proposals=20",
+    ],
 )
 def test_int8_is_made_of_a_file_that_was_proven_for_this_run(
     there: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    run = there / "runs" / "changed"
+    run = there / "changed" / "tiny"  # of the same name, which the file says too
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(there / "runs/tiny", run)
     if change == "parity.json":
