@@ -23,6 +23,7 @@ from cvpeft.data.faults import raise_faults
 from cvpeft.data.images import find_image, is_file, missing_images
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import upright_size
+from cvpeft.runtime.metadata import LONGEST_NAME, is_name
 
 __all__ = ["CocoData", "ImageRecord", "Reading", "load_coco", "read_coco"]
 
@@ -190,6 +191,10 @@ def _categories(file: Path, entries: list[Any], faults: list[DataError]) -> dict
             faults.append(DataError("CAT", f"the id is {short(number)}, not a whole number", where=where))
         elif not isinstance(name, str) or not name.strip():
             faults.append(DataError("CAT", f"the name is {short(name)}, not a text", where=where))
+        elif not is_name(name):
+            what = f"the name {short(name)} has control characters or more than {LONGEST_NAME} letters"
+            why, fix = "no exported file could hold it", "rename it in the json"
+            faults.append(DataError("CAT", what, where=where, why=why, fix=fix))
         elif number in found:
             faults.append(DataError("CAT", f"id {number} is used by {found[number]!r} and {name!r}", where=where))
         elif name in found.values():

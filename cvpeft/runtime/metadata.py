@@ -13,7 +13,7 @@ from typing import Any
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import MAX_PIXELS
 
-__all__ = ["OUTPUTS", "are_thresholds", "foreign", "read_metadata", "size_fault"]
+__all__ = ["LONGEST_NAME", "OUTPUTS", "are_thresholds", "foreign", "is_name", "read_metadata", "size_fault"]
 
 OUTPUTS = ("boxes", "scores", "labels", "num")
 NEEDED = (
@@ -98,7 +98,7 @@ def size_fault(found: Mapping[str, Any], size: Sequence[int]) -> str:
 
 def _class_faults(found: Mapping[str, Any]) -> list[str]:
     classes, thresholds = found["classes"], found["score_thresholds"]
-    if not (isinstance(classes, list) and classes and all(_is_name(name) for name in classes)):
+    if not (isinstance(classes, list) and classes and all(is_name(name) for name in classes)):
         return [f"classes is {_short(classes)}, not a list of names"]
     if len(set(classes)) < len(classes):
         return [f"classes is {_short(classes)}, in which a name stands twice"]
@@ -159,8 +159,9 @@ def _is_size(value: Any, most: int) -> bool:
     return sides and math.prod(value) <= most
 
 
-def _is_name(value: Any) -> bool:
-    """Text that can be drawn and written to any file: no control characters, no halves of a surrogate pair."""
+def is_name(value: Any) -> bool:
+    """A class name: text that can be drawn and written to any file, without control characters and halves of a
+    surrogate pair. Data with other names are refused before a training, whose file could not be opened."""
     if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME:
         return False
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value)

@@ -335,6 +335,10 @@ FAULTS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "category name twice": (
         lambda: edit(lambda c: c["categories"].append({"id": 4, "name": "good"})), "E-CAT", "'good' is used twice"
     ),
+    "category with a line break": (
+        lambda: edit(lambda c: c["categories"].append({"id": 4, "name": "open\r"})), "E-CAT",
+        r'the name "open\r" has control characters or more than 200 letters',
+    ),
     "category without name": (lambda: edit(lambda c: c["categories"].append({"id": 4})), "E-CAT", "the name is null"),
     "image id twice": (
         lambda: edit(lambda c: c["images"][1].update(id=1)), "E-IMGID", "image id 1 is used by images/1.png and"
