@@ -7,6 +7,7 @@ trained with the ranks that are left.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,12 @@ class Ranks:
     after: int
 
     def yaml(self) -> str:
-        """The ranks as peft.methods of a config, the commonest rank first."""
+        """The ranks as peft.methods of a config, the commonest rank first; its places are those of the run."""
         common = Counter(self.ranks.values()).most_common(1)[0][0]
-        lines = ["peft:", "  methods:", "    - lora:", f"        rank: {common}", "        patterns:"]
-        lines += [f"          {path}: {{rank: {rank}}}" for path, rank in self.ranks.items() if rank != common]
-        if len(lines) == 5:
-            lines.pop()
+        others = [f"          {path}: {{rank: {rank}}}" for path, rank in self.ranks.items() if rank != common]
+        lines = ["peft:", "  methods:", "    - lora:", f"        rank: {common}", "        targets:"]
+        lines += [f"          - {path}" for path in self.ranks]
+        lines += ["        patterns:", *others] if others else []
         share = f"# {self.keep:.0%} of the change at each place: {self.before:,} parameters become {self.after:,}"
         return "\n".join([share, *lines])
 
@@ -58,7 +59,7 @@ def needed_ranks(run: Path, keep: float = 0.9) -> Ranks:
     if loaded.settings.peft.scope == "backbone":
         root = root.backbone.body.net
     changes = {path: change for path, stack in adapters(root).items() if (change := _change(stack)) is not None}
-    if not changes:
+    if not any(change.any() for change in changes.values()):
         what = "no method in it changes a weight"
         raise ConfigError("RANKS", what, where=str(run), fix="name a run that was trained with lora")
     found = {path: torch.linalg.svdvals(change) for path, change in changes.items()}
@@ -70,13 +71,13 @@ def needed_ranks(run: Path, keep: float = 0.9) -> Ranks:
 
 def _change(stack: list[Adapter]) -> Tensor | None:
     """(O, I k k) float64: what the innermost Adapter does to its module's weight; None where it does not fold."""
-    adapter = stack[0]
+    adapter = copy.deepcopy(stack[0]).double()  # float32 would round W + dW: a small change would have every rank
     merged = None if isinstance(adapter, Dense) else adapter.merged()
     weight = None if merged is None else getattr(merged, "weight", None)
     if weight is None or weight.ndim < 2:
         return None
     base = adapter.base.get_parameter("weight")
-    return (weight.detach().double() - base.detach().double()).flatten(1)
+    return (weight.detach() - base.detach()).flatten(1)
 
 
 def _rank(values: Tensor, keep: float) -> int:

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cvpeft.cli import main
 from cvpeft.config import schema
 from cvpeft.config.load import load
+from cvpeft.detector.adapt import adapt
+from cvpeft.detector.build import build_detector
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import ConfigError
 from cvpeft.peft.adapter import adapters
 from cvpeft.peft.inject import signatures
+from cvpeft.peft.methods.lora import Lora
+from cvpeft.study import ranks
 from cvpeft.study.ranks import needed_ranks
 from cvpeft.train.loop import train
+from cvpeft.types import Site
 from tests.helpers import ellipses, settings
 
 
@@ -58,11 +64,39 @@ def test_what_is_printed_is_a_config(run: Path, tmp_path: Path, capsys: pytest.C
     assert ranks == needed_ranks(run, 0.8).ranks
 
 
+def test_a_config_of_them_stands_at_the_places_of_the_run(tmp_path: Path) -> None:
+    """They need not be those that LoRA takes where none are named."""
+    ellipses(tmp_path, 2)
+    method = schema.Method(name="dora", targets=("stages.2.blocks.*.mlp.fc1",), settings={"rank": 2})
+    one = settings(tmp_path, peft={"methods": (method,)}, train={"epochs": 1})
+    found = needed_ranks(train(one))
+    file = tmp_path / "next.yaml"
+    file.write_text(found.yaml())
+    model = build_detector(one, ("good", "broke"))
+    sites = adapt(model, load(file, methods=signatures()).peft)
+    assert [site.path for site in sites] == [f"stages.2.blocks.{n}.mlp.fc1" for n in range(6)]
+    assert [len(adapters(model.backbone.body.net)[path][0].change.A) for path in found.ranks] == [*found.ranks.values()]
+
+
+def test_a_change_that_is_small_beside_its_weight_has_the_rank_that_was_trained() -> None:
+    base = nn.Linear(96, 96)
+    lora = Lora(base, Site("fc", "mlp.fc1", "BNC"), rank=3)
+    nn.init.normal_(lora.change.B, std=1e-6)
+    change = ranks._change([lora])
+    assert change is not None
+    values = torch.linalg.svdvals(change)
+    assert (ranks._rank(values, 1.0), ranks._full_rank(values)) == (3, 3)
+
+
 def test_what_has_no_ranks_is_refused(tmp_path: Path) -> None:
     ellipses(tmp_path, 2)
     folder = train(settings(tmp_path, peft={"mode": "frozen", "methods": ()}, train={"epochs": 1}))
     with pytest.raises(ConfigError, match="no method in it changes a weight"):
         needed_ranks(folder)
+    biases = (schema.Method(name="bitfit"),)
+    shifted = train(settings(tmp_path, run={"name": "b"}, peft={"methods": biases}, train={"epochs": 1}))
+    with pytest.raises(ConfigError, match="no method in it changes a weight"):
+        needed_ranks(shifted)
     for keep in (0.0, 1.5):
         with pytest.raises(ConfigError, match="the share is"):
             needed_ranks(folder, keep)
