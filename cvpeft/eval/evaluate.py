@@ -17,7 +17,7 @@ from cvpeft.data.coco import CocoData, load_coco
 from cvpeft.data.loader import eval_loader
 from cvpeft.data.splits import open_split
 from cvpeft.detector.device import pick_device
-from cvpeft.detector.saved import load_run, read_config
+from cvpeft.detector.saved import load_run, name_of, read_config
 from cvpeft.eval.gallery import write_gallery
 from cvpeft.eval.predict import latency, predict
 from cvpeft.eval.report import Report, report, write_report
@@ -61,7 +61,7 @@ def evaluate_run(
         limits = {name: row["threshold"] for name, row in result["per_class"].items()}
         disagreements = review(data.ground_truth(), found, classes, limits)
         note = SEEN if split == "train" and not files else ""
-        write_gallery(folder, data, disagreements, title=f"{run.name} and its labels", note=note)
+        write_gallery(folder, data, disagreements, title=f"{name_of(run)} and its labels", note=note)
     return folder
 
 

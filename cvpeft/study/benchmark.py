@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cvpeft.detector.bank import AdapterBank
 from cvpeft.detector.device import processor
-from cvpeft.detector.saved import LoadedRun, load_run
+from cvpeft.detector.saved import LoadedRun, load_run, name_of
 from cvpeft.errors import ConfigError
 from cvpeft.eval.timing import median_ms, side_by_side
 from cvpeft.export.run import verification_inputs
@@ -105,7 +105,7 @@ def _about(loaded: LoadedRun, rounds: int) -> str:
     height, width = loaded.settings.data.size
     threads = torch.get_num_threads()
     return (
-        f"{loaded.folder.name}: {loaded.settings.detector.head} on {loaded.settings.backbone.name}, {height} x {width} "
-        f"px, float32, batch 1; median of {rounds} rounds; {processor()}, {threads} "
+        f"{name_of(loaded.folder)}: {loaded.settings.detector.head} on {loaded.settings.backbone.name}, "
+        f"{height} x {width} px, float32, batch 1; median of {rounds} rounds; {processor()}, {threads} "
         f"threads, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {datetime.now(UTC):%Y-%m-%d}."
     )

@@ -13,7 +13,7 @@ from torch import nn
 from cvpeft.backbone.weights import read_weights
 from cvpeft.data.coco import load_coco
 from cvpeft.detector.device import pick_device
-from cvpeft.detector.saved import LoadedRun, load_run
+from cvpeft.detector.saved import LoadedRun, load_run, name_of
 from cvpeft.errors import ConfigError
 from cvpeft.eval.evaluate import evaluate
 from cvpeft.files import write_whole
@@ -46,11 +46,11 @@ def cross(runs: Sequence[Path], out: Path) -> Path:
     seen: set[str] = set()
     for one in loaded:
         model = one.model.to(pick_device(one.settings.train.device))
-        scores += _row(one.folder.name, one, model, cities)
+        scores += _row(name_of(one.folder), one, model, cities)
         if one.meta["mode"] != "full" and (base := _detector_base(one)) and base not in seen:
             seen.add(base)
             with disabled(model):
-                scores += _row(f"base of {one.folder.name}", one, model, cities)
+                scores += _row(f"base of {name_of(one.folder)}", one, model, cities)
         _write(out, scores, list(cities))
     return out / "cities.md"
 
@@ -65,17 +65,17 @@ def _cities(loaded: Sequence[LoadedRun]) -> dict[str, tuple[Path, ...]]:
             what = "the run names neither data.test nor data.val"
             raise ConfigError("CITIES", what, where=str(one.folder), why="There is nothing to score on")
         if files not in cities.values():
-            cities[one.folder.name] = files
+            cities[name_of(one.folder)] = files
     return cities
 
 
 def _check(loaded: Sequence[LoadedRun]) -> None:
-    names = [one.folder.name for one in loaded]
+    names = [name_of(one.folder) for one in loaded]
     if len(loaded) < 2 or len(set(names)) < len(names):
         raise ConfigError("CITIES", f"the runs {', '.join(names)} make no table", fix="name two or more, none twice")
     for one in loaded[1:]:
         if one.classes != loaded[0].classes:
-            what = f"{one.folder.name} finds {', '.join(one.classes)}, {names[0]} {', '.join(loaded[0].classes)}"
+            what = f"{name_of(one.folder)} finds {', '.join(one.classes)}, {names[0]} {', '.join(loaded[0].classes)}"
             raise ConfigError("CITIES", what, why="One AP cannot be compared with the other", fix="set data.classes")
 
 
@@ -105,7 +105,8 @@ def _write(out: Path, scores: Sequence[Score], cities: Sequence[str]) -> None:
     for name in dict.fromkeys(score.model for score in scores):
         rows.append([name, *(f"{_told(s.AP)} / {_told(s.AP50)}" for s in scores if s.model == name)])
     caption = "A column is the test data (else val) of the run that it is named after."
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    # a folder's name may hold a bar, which would move the figures below other cities
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     write_whole(out / "cities.md", "\n".join([*lines, "", caption, ""]))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,20 @@ def test_the_figures_are_those_of_eval(runs: dict[str, Path], tmp_path: Path) ->
         float(rows(tmp_path / "cities.csv")["lora", "lora"])
         == json.loads((folder / "metrics.json").read_text())["coco"]["AP50"]
     )
+
+
+def test_runs_are_called_by_their_folders_whatever_those_are_called(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = shutil.copytree(runs["full"], tmp_path / "full|2")
+    monkeypatch.chdir(runs["one"])
+    text = cross([Path(), odd], tmp_path / "out").read_text()
+    assert {model for model, _ in rows(tmp_path / "out" / "cities.csv")} == {"one", "full|2"}
+    cells = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
+    assert [line[1].strip() for line in cells] == ["model", "---", "one", "full\\|2"]
+    assert {len(line) for line in cells} == {5}
+    with pytest.raises(ConfigError, match="the runs one, one make no table"):
+        cross([Path(), runs["one"]], tmp_path / "no")
 
 
 def test_one_run_is_no_table(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
