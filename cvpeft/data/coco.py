@@ -189,7 +189,7 @@ def _categories(file: Path, entries: list[Any], faults: list[DataError]) -> dict
         number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if not is_id(number):
             faults.append(DataError("CAT", f"the id is {short(number)}, not a whole number", where=where))
-        elif not isinstance(name, str) or not name.strip():
+        elif not isinstance(name, str) or not name.strip() or name != _text(name):
             faults.append(DataError("CAT", f"the name is {short(name)}, not a text", where=where))
         elif not is_name(name):
             what = f"the name {short(name)} has control characters or more than {LONGEST_NAME} letters"
@@ -265,7 +265,7 @@ def _read_images(source: _Source, faults: list[DataError]) -> None:
             faults.append(fault)
             continue
         own = entry.get("domain") or entry.get("city") or domain
-        source.images[number] = _Draft(path, name, height, width, str(own))
+        source.images[number] = _Draft(path, name, height, width, _text(str(own)))
     if missing:
         faults.append(missing_images(file, missing, len(entries)))
 
@@ -321,6 +321,11 @@ def _file_domain(file: Path) -> str:
         if own := ENDS.sub("", name):
             return own
     return stem
+
+
+def _text(name: str) -> str:
+    """What any file can hold; halves of a surrogate pair, which Linux's file names may decode to, become `?`."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _refuse_shared_images(sources: list[_Source], faults: list[DataError]) -> None:

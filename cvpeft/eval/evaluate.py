@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cvpeft.eval.gallery import write_gallery
 from cvpeft.eval.predict import latency, predict
 from cvpeft.eval.report import Report, report, write_report
 from cvpeft.eval.review import review
+from cvpeft.runtime.photos import printable
 
 __all__ = ["evaluate", "evaluate_run", "read_thresholds"]
 
@@ -55,13 +57,13 @@ def evaluate_run(
     other = _digest(_scored(settings)) if _scored(settings) != _scored(loaded.trained) else ""
     folder = run / "eval" / "-".join(filter(None, (_name(files) if files else split, other)))
     result["overrides"] = list(overrides) if other else []
-    result["files"] = [str(file) for file in files or getattr(settings.data, split)]
+    result["files"] = [printable(file) for file in files or getattr(settings.data, split)]
     write_report(folder, result, found)
     if reviewed:
         limits = {name: row["threshold"] for name, row in result["per_class"].items()}
         disagreements = review(data.ground_truth(), found, classes, limits)
         note = SEEN if split == "train" and not files else ""
-        write_gallery(folder, data, disagreements, title=f"{name_of(run)} and its labels", note=note)
+        write_gallery(folder, data, disagreements, title=f"{printable(name_of(run))} and its labels", note=note)
     return folder
 
 
@@ -69,11 +71,11 @@ def _name(files: Sequence[Path]) -> str:
     """Of the figures on other files: no split's name, and another one for files of the same name elsewhere."""
     paths = [file.absolute() for file in files]
     digest = _digest("\n".join(map(str, paths)))
-    return "+".join(f"{path.parent.name}_{path.stem}" for path in paths)[:80] + f"-{digest}"
+    return printable("+".join(f"{path.parent.name}_{path.stem}" for path in paths))[:80] + f"-{digest}"
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:6]
 
 
 def _scored(settings: schema.Settings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,13 @@ def test_domain_by_file_name(tmp_path: Path, file: str, domain: str) -> None:
     assert load_coco([path]).images[0].domain == domain
 
 
+def test_a_domain_is_text_that_a_report_can_hold(tmp_path: Path) -> None:
+    content = coco()
+    content["images"][0]["domain"] = "a\ud800"
+    data = load_coco([write(tmp_path, content, os.fsdecode(b"caf\xe9_train.json"))])
+    assert [image.domain for image in data.images] == ["a?", "caf?", "caf?"]
+
+
 def test_domain_by_image(tmp_path: Path) -> None:
     content = coco(4)
     for image, extra in zip(
@@ -338,6 +346,9 @@ FAULTS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "category with a line break": (
         lambda: edit(lambda c: c["categories"].append({"id": 4, "name": "open\r"})), "E-CAT",
         r'the name "open\r" has control characters or more than 200 letters',
+    ),
+    "category name is no text": (
+        lambda: edit(lambda c: c["categories"].append({"id": 4, "name": "x\ud800"})), "E-CAT", "not a text"
     ),
     "category without name": (lambda: edit(lambda c: c["categories"].append({"id": 4})), "E-CAT", "the name is null"),
     "image id twice": (

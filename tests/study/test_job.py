@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -260,6 +261,15 @@ def test_figures_on_other_files_leave_those_of_the_splits_alone(there: Path) -> 
     assert folders[0].name.startswith("lyon_test-")
     assert json.loads((folders[1] / "metrics.json").read_text())["files"] == ["berlin/test.json"]
     assert (there / "runs/tiny/eval/test/metrics.json").read_bytes() == before
+
+
+def test_a_name_that_is_no_utf8_has_figures(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ellipses(there / "odd", 2, name="test").rename(there / "odd" / os.fsdecode(b"caf\xe9.json"))
+    folder = job.eval_job(there / "runs/tiny", "test", [file], (), review=True)
+    assert re.fullmatch("odd_caf\ufffd-[0-9a-f]{6}", folder.name)
+    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert report["files"] == [f"{there}/odd/caf\ufffd.json"]
+    assert folder.name in capsys.readouterr().out
 
 
 def test_figures_under_other_settings_leave_those_of_the_run_alone(there: Path) -> None:
