@@ -30,6 +30,7 @@ from cvpeft.train.loop import train
 __all__ = ["eval_job", "export_job", "predict_job", "read_settings", "summary_job", "train_job"]
 
 log = logging.getLogger(__name__)
+READ = ("data", "backbone", "detector", "eval", "export")  # sections that matter to a run that is trained
 TOLD = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -92,9 +93,14 @@ def _run_of(source: Path, overrides: Sequence[str]) -> Path:
     """The run that a command names by its folder, or by its config and the overrides that it was trained with."""
     if source.is_dir():
         return source
-    folder = run_folder(read_settings(source, overrides))
+    settings = read_settings(source, overrides)
+    folder = run_folder(settings)
     if not is_finished(folder):
         raise ConfigError("RUN", f"no finished run at {folder}", where=str(source), fix=f"cvpeft train {source}")
+    own = load(folder / RESOLVED, overrides, methods=signatures())
+    if changed := [name for name in READ if getattr(settings, name) != getattr(own, name)]:
+        what = f"{' and '.join(changed)} not as when the run was trained. The run's own settings are taken"
+        log.warning("W-CONFIG %s - %s. Fix: give what shall differ as key=value", source, what)
     return folder
 
 

@@ -251,6 +251,22 @@ def test_a_config_and_its_overrides_name_the_run(there: Path) -> None:
         job.export_job(there / "tiny.yaml", "weights", ["run.name=other"])
 
 
+def test_a_config_that_has_changed_since_is_told(there: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The figures are those of the run's own data, whatever its config names by now."""
+    file = there / "tiny.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("test: test.json", "test: val.json"))
+    try:
+        folder = job.eval_job(file, "test", (), ["detector.nms_iou=0.4"])
+    finally:
+        file.write_text(before)
+    assert json.loads((folder / "metrics.json").read_text())["files"] == [f"{there}/test.json"]
+    assert "tiny.yaml - data not as when the run was trained. The run's own settings are taken" in caplog.text
+    caplog.clear()
+    job.eval_job(file, "test", (), ["detector.nms_iou=0.4"])
+    assert "W-CONFIG" not in caplog.text
+
+
 def test_figures_on_other_files_leave_those_of_the_splits_alone(there: Path) -> None:
     before = (there / "runs/tiny/eval/test/metrics.json").read_bytes()
     folders = []
