@@ -152,6 +152,31 @@ def test_memory_that_ends_has_a_fix_of_the_command(
     assert fix in capsys.readouterr().err
 
 
+def test_memory_that_ends_in_torch_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU's says "CUDA out of memory. Tried to allocate ..."."""
+
+    def exhausted(_: object) -> int:
+        import torch
+
+        return len(torch.empty(2**60, dtype=torch.uint8))
+
+    monkeypatch.setattr("cvpeft.cli.results.run_eval", exhausted)
+    assert main(["eval", "runs/a"]) == 4
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        r"E-MEMORY out of memory \(.*you tried to allocate \d+ bytes.*\)\. Fix: lower eval\.batch", told.strip()
+    )
+    monkeypatch.setattr("cvpeft.cli.results.run_eval", _bug)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["eval", "runs/a"])
+
+
+def _bug(_: object) -> int:
+    raise RuntimeError("shapes differ")
+
+
 def no_hub(*_: object, **__: object) -> str:
     raise OSError("Name or service not known")
 

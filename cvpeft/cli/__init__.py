@@ -42,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except CvpeftError as error:
         return _told(error, error.exit_code, debug=args.debug)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _memory_ended(error):
+            raise
         fix = MEMORY_FIXES.get(args.called, "close other programs, or take a machine with more memory")
-        return _told(f"E-MEMORY out of memory ({error}). Fix: {fix}", 4, debug=args.debug)
+        what = str(error).partition("\n")[0].rstrip(". ")
+        return _told(f"E-MEMORY out of memory ({what}). Fix: {fix}", 4, debug=args.debug)
     except KeyboardInterrupt:
         return _told("stopped", 130, debug=False)
     except BrokenPipeError:
@@ -68,6 +71,12 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if left:
         args.overrides = [*args.overrides, *left]
     return args
+
+
+def _memory_ended(error: Exception) -> bool:
+    """torch has no class of its own for it on a CPU, and must not be imported to ask for that of a GPU."""
+    ends = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in ends)
 
 
 def _nobody_reads() -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cvpeft.data.loader import dead_worker
 from cvpeft.runtime.tiles import Found, join
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def predict(
     progress: a bar on stderr, where that is a terminal.
     Returns COCO results, image by image: image_id, category_id (the label, 1..K), score and bbox (x, y, width, height
     in pixels of the upright source image, clipped to it). The tiles of an image give one list, see `join`.
+    ResourceError: a loader process died, whatever was being computed meanwhile.
     """
     found: dict[int, list[tuple[Found, Letterbox]]] = {}
-    with _inference(model, device, precision):
+    with _inference(model, device, precision), _workers():
         for batch in tqdm(loader, desc="detect", unit="batch", leave=False, disable=None if progress else True):
             predictions = model(batch.images.to(device, non_blocking=True))  # (B, 3, H, W) -> B predictions
             for prediction, target, place in zip(predictions, batch.targets, batch.letterboxes, strict=True):
@@ -90,6 +92,16 @@ def _inference(model: nn.Module, device: str | torch.device, precision: str) -> 
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _workers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if told := dead_worker(error):
+            raise told from error
+        raise
 
 
 def _in_photo(prediction: Prediction, place: Letterbox) -> Found:

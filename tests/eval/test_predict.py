@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cvpeft.data.coco import load_coco
+from cvpeft.data.loader import eval_loader
+from cvpeft.errors import ResourceError
 from cvpeft.eval.predict import latency, predict
 from cvpeft.runtime.image import Letterbox, fit
+from tests.data.sets import coco, write
 
 SIZE = (96, 160)
 
@@ -118,6 +127,19 @@ def test_modes_are_put_back_after_a_fault() -> None:
     with pytest.raises(KeyError):
         predict(model, [_batch([fit(SIZE, SIZE)], [1])], progress=False)
     assert model.training
+
+
+def test_a_loader_process_that_dies_while_the_model_computes_is_told(tmp_path: Path) -> None:
+    class Killer(Fake):
+        def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGKILL)
+            time.sleep(5)  # torch raises as soon as the process hears of it
+            return super().forward(images)
+
+    data = load_coco([write(tmp_path, coco(8))])
+    with pytest.raises(ResourceError, match=r"E-WORKER a loader process died .*Killed.*data\.workers=0"):
+        predict(Killer(), eval_loader(data, SIZE, batch=1, workers=1), progress=False)
 
 
 def test_bf16_computes_in_bf16_and_gives_plain_floats() -> None:
