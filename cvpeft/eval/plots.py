@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 __all__ = ["confusion", "precision_recall", "trade_off"]
@@ -37,18 +38,21 @@ def precision_recall(report: Mapping[str, Any]) -> bytes:
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
         strokes = cycle((colour, stroke) for stroke in STROKES for colour in COLOURS)
+        curves: list[Line2D] = []
         for (name, row), (colour, stroke) in zip(report["per_class"].items(), strokes, strict=False):
             curve = report["pr_curve"]["precision"][name]
             if curve is not None:
-                _curve(axes, report["pr_curve"]["recall"], curve, f"{_plain(name)}  {row['AP50']:.3f}", colour, stroke)
+                label = f"{_plain(name)}  {row['AP50']:.3f}"
+                curves.append(_curve(axes, report["pr_curve"]["recall"], curve, label, colour, stroke))
                 _best_point(axes, row["best_f1"], colour)
         axes.set(xlim=(0, 1.01), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
         axes.set_title(f"Precision and recall at IoU {report['iou']}; dots: best F1", loc="left")
         axes.grid(color=PALE, linewidth=0.6)
-        if axes.lines:
+        if curves:  # named, as matplotlib's own list leaves out what begins with "_"
             axes.legend(
-                title="class, AP50", alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
-            )
+                handles=curves, title="class, AP50", alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5),
+                frameon=False,
+            )  # fmt: skip
         return _png(figure)
 
 
@@ -118,10 +122,12 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _curve(axes: Axes, recall: list[float], precision: list[float], label: str, colour: str, stroke: str) -> None:
+def _curve(axes: Axes, recall: list[float], precision: list[float], label: str, colour: str, stroke: str) -> Line2D:
     """Recall levels that are never reached have precision 0 by definition; the line ends before them."""
     reached = [(r, p) for r, p in zip(recall, precision, strict=True) if p > 0]
-    axes.plot(*zip(*reached, strict=True) if reached else ([], []), stroke, color=colour, linewidth=1.6, label=label)
+    xy = zip(*reached, strict=True) if reached else ([], [])
+    (line,) = axes.plot(*xy, stroke, color=colour, linewidth=1.6, label=label)
+    return line
 
 
 def _best_point(axes: Axes, best: Mapping[str, float] | None, colour: str) -> None:

@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cvpeft.errors import DataError, ResourceError
+from cvpeft.eval import plots
 from cvpeft.eval.coco_map import score, subset
 from cvpeft.eval.report import DEFAULT_THRESHOLD, report, write_report
 from tests.eval.sets import CLASSES, found, perfect, random_set, truth
@@ -152,6 +154,15 @@ def test_names_that_plots_and_csv_could_trip_over(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == table
     rows = list(csv.DictReader((tmp_path / "per_class.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["class"] for row in rows] == list(classes)
+
+
+def test_every_curve_is_named_in_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure) or b"")
+    ground_truth = truth([(1, 1, BOX), (1, 2, FAR)], classes=("_good", "broke", "lose"))
+    plots.precision_recall(report(ground_truth, perfect(ground_truth), ("_good", "broke", "lose")))
+    names = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert names == ["_good  1.000", "broke  1.000"]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
