@@ -99,9 +99,12 @@ def _compare(commands: argparse._SubParsersAction) -> None:
 
 def run_compare(args: argparse.Namespace) -> int:
     if args.cities:
+        if given := [str(args.config)] * (args.config is not None) + args.overrides:
+            what, why = f"{given[0]} stands beside --cities", "Every run is scored as it was trained"
+            raise ConfigError("CITIES", what, why=why, fix="leave it out, or take cvpeft eval RUN key=value")
         from cvpeft.study.cross import cross
 
-        print(cross(args.cities, args.out).read_text())
+        print(cross(args.cities, args.out).read_text(encoding="utf-8"))
         return 0
     from cvpeft.study.compare import compare
 
@@ -117,7 +120,7 @@ def run_compare(args: argparse.Namespace) -> int:
         sweep=_sweep(args),
         jobs=args.jobs,
     )
-    print(table.read_text())
+    print(table.read_text(encoding="utf-8"))
     return 0
 
 

@@ -194,7 +194,7 @@ def summary_job(config: Path, overrides: Sequence[str], *, measure: bool) -> Non
 
 def _tell(folder: Path) -> None:
     """The figures of an evaluation on stdout."""
-    report: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    report: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     print(f"\n{folder.name}: {report['images']} images, {report['boxes']} boxes")
     print("  " + "  ".join(f"{name} {_number(report['coco'][name])}" for name in TOLD))
     for name, row in report["per_class"].items():

@@ -81,3 +81,10 @@ def test_one_run_is_no_table(runs: dict[str, Path], tmp_path: Path, capsys) -> N
         cross([runs["one"]], tmp_path)
     assert main(["compare", "--out", str(tmp_path)]) == 2
     assert "no config is named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--set", "eval.batch=1"], ["eval.batch=1"], ["tiny.yaml"]])
+def test_settings_beside_cities_are_refused(given: list[str], tmp_path: Path, capsys) -> None:
+    """They would change nothing."""
+    assert main(["compare", *given, "--cities", "runs/a", "runs/b", "--out", str(tmp_path)]) == 2
+    assert f"E-CITIES {given[-1]} stands beside --cities. Every run is scored as it was" in capsys.readouterr().err

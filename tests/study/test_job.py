@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from cvpeft.backbone.weights import base_licence
 from cvpeft.detector.saved import load_run, run_folder
 from cvpeft.errors import ConfigError, ParityError
 from cvpeft.eval import plots
+from cvpeft.eval.report import report, write_report
 from cvpeft.export import quantize
 from cvpeft.export.run import about_run, export_onnx_run, export_weights_run
 from cvpeft.peft.state import owned, save_owned
@@ -265,6 +268,17 @@ def test_a_config_that_has_changed_since_is_told(there: Path, caplog: pytest.Log
     caplog.clear()
     job.eval_job(file, "test", (), ["detector.nms_iou=0.4"])
     assert "W-CONFIG" not in caplog.text
+
+
+def test_figures_are_told_in_any_locale(tmp_path: Path) -> None:
+    """They are written in UTF-8; the locale's own encoding, GBK say, reads something else or nothing."""
+    truth = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "井盖"}]}
+    write_report(tmp_path, report(truth, [], ("井盖",)), [])
+    code = f"from pathlib import Path; from cvpeft.study.job import _tell; _tell(Path({str(tmp_path)!r}))"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    env = {**os.environ, **ascii_only}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=False)
+    assert "井盖" in done.stdout.decode(), done.stderr.decode()
 
 
 def test_figures_on_other_files_leave_those_of_the_splits_alone(there: Path) -> None:
