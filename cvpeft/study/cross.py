@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from cvpeft.peft.state import disabled
 
 __all__ = ["Score", "cross"]
 
+HEAD = ("head", "anchor_sizes", "aspect_ratios")  # settings without which a head's numbers mean other boxes
+
 
 @dataclass(frozen=True)
 class Score:
@@ -35,8 +38,8 @@ class Score:
 def cross(runs: Sequence[Path], out: Path) -> Path:
     """Score every run on the test data (else val) of every run, and write out/cities.md and .csv; returns the former.
 
-    Where the base of a run is a detector of the same classes, it is a row too: the run's model with its adapter
-    switched off, which gives that detector back bit for bit. A base that several runs share is scored once.
+    Where the base of a run is a detector of the same head and classes, it is a row too: the run's model with its
+    adapter switched off, which gives that detector back bit for bit. A base that several runs share is scored once.
     ConfigError: fewer than two runs, two of one name, other classes, or a run without test and val data.
     """
     loaded = [load_run(run) for run in runs]
@@ -80,9 +83,14 @@ def _check(loaded: Sequence[LoadedRun]) -> None:
 
 
 def _detector_base(one: LoadedRun) -> str:
-    """What tells the base from others where it is a detector of the run's own classes; empty where it is none."""
+    """What tells the base from others where it is a detector of the run's own head and classes; empty where it is none.
+
+    Of one with another kind of head the run has backbone and neck alone, and beside other anchors its boxes are others.
+    """
     weights = one.settings.backbone.weights
-    if not isinstance(weights, Path) or read_weights(weights).metadata.get("classes") != "\n".join(one.classes):
+    about = read_weights(weights).metadata if isinstance(weights, Path) else {}
+    head, own = json.loads(about.get("detector", "{}")), one.meta["detector"]
+    if about.get("classes") != "\n".join(one.classes) or any(head.get(key) != own.get(key) for key in HEAD):
         return ""
     return f"{weights} {one.meta['base']['sha256']}"
 

@@ -7,16 +7,18 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cvpeft.cli import main
+from cvpeft.detector.saved import load_run
 from cvpeft.errors import ConfigError
 from cvpeft.eval.evaluate import evaluate_run
 from cvpeft.export.run import export_weights_run
 from cvpeft.study.cross import cross
 from cvpeft.train.loop import train
-from tests.helpers import ellipses, settings
+from tests.helpers import QUICK, ellipses, settings
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,18 @@ def test_the_figures_are_those_of_eval(runs: dict[str, Path], tmp_path: Path) ->
         float(rows(tmp_path / "cities.csv")["lora", "lora"])
         == json.loads((folder / "metrics.json").read_text())["coco"]["AP50"]
     )
+
+
+@pytest.mark.parametrize("detector", [QUICK, {"anchor_sizes": (8, 16, 32, 64)}])
+def test_a_base_with_another_head_is_no_detector_of_the_run(
+    runs: dict[str, Path], detector: dict[str, Any], tmp_path: Path
+) -> None:
+    """The run had a head of random weights to begin with, or one of other anchors: its scores would be nobody's."""
+    base = load_run(runs["lora"]).settings.backbone.model_dump()
+    two = runs["lora"].parents[1]
+    train(settings(two, run={"name": "other", "dir": tmp_path}, backbone=base, detector=detector))
+    cross([runs["full"], tmp_path / "other"], tmp_path)
+    assert {model for model, _ in rows(tmp_path / "cities.csv")} == {"full", "other"}
 
 
 def test_runs_are_called_by_their_folders_whatever_those_are_called(
