@@ -177,6 +177,22 @@ def _bug(_: object) -> int:
     raise RuntimeError("shapes differ")
 
 
+def test_names_in_a_json_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steering = [{"id": 1, "name": "good\x1b]0;mine\x07"}, {"id": 2, "name": "broke\x9b2J"}]
+    (data := tmp_path / "data").mkdir()
+    file = coco(data, categories=steering)
+    for command in (
+        ["data", "stats", str(file)],
+        ["data", "check", str(file), "--out", str(tmp_path / "check"), "--workers", "1"],
+        ["data", "import", str(file), "--out", str(tmp_path / "imported")],
+        ["summary", str(config(data)), "--no-measure"],
+    ):
+        main(command)
+        told = "".join(capsys.readouterr())
+        assert "good\\x1b]0;mine\\x07" in told, told
+        assert not set(told) & set("\x1b\x07\x9b"), command
+
+
 def no_hub(*_: object, **__: object) -> str:
     raise OSError("Name or service not known")
 

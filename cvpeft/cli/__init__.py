@@ -17,7 +17,7 @@ from pathlib import PurePath
 
 from cvpeft import __version__
 from cvpeft.cli import data, results, serving, study, training
-from cvpeft.errors import CvpeftError
+from cvpeft.errors import CvpeftError, visible
 
 __all__ = ["main"]
 
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     args = _parsed(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("cvpeft").setLevel(logging.INFO)
     try:
         code = int(args.command(args))
@@ -71,6 +73,13 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if left:
         args.overrides = [*args.overrides, *left]
     return args
+
+
+class _Visible(logging.Formatter):
+    """Notes on a data set hold its names, as errors do."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _memory_ended(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvpeft.cli.parser import add_command
-from cvpeft.errors import DataError
+from cvpeft.errors import DataError, visible
 
 if TYPE_CHECKING:
     from cvpeft.data.convert.writer import Part
@@ -72,7 +72,7 @@ def run_import(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"format: {made.form}")
     for note in made.notes:
-        print(note)
+        print(visible(note))
     for part in made.parts:
         print(_told(part))
     print(f"{made.log}: all that was put right or left out")
@@ -90,7 +90,7 @@ def _renames(texts: list[str]) -> dict[str, str]:
 
 
 def _told(part: Part) -> str:
-    return f"{part.file}: {part.images} images, {_boxes(part.negatives, part.boxes)}"
+    return visible(f"{part.file}: {part.images} images, {_boxes(part.negatives, part.boxes)}")
 
 
 def _boxes(negatives: int, boxes: Mapping[str, int]) -> str:
@@ -114,7 +114,7 @@ def run_merge(args: argparse.Namespace) -> int:
 
     part, notes = merge_jsons(args.json, args.out, copy=args.copy)
     for note in notes:
-        print(note)
+        print(visible(note))
     print(_told(part))
     return 0
 
@@ -134,7 +134,7 @@ def run_autofix(args: argparse.Namespace) -> int:
 
     fixed = autofix(args.json, args.out, drop_unreadable=args.drop_unreadable)
     for what, count in fixed.counts.items():
-        print(f"{count} x {what}")
+        print(visible(f"{count} x {what}"))
     print(f"{fixed.file}: {sum(fixed.counts.values())} changes, each in {fixed.log}")
     if fixed.left is not None:
         print("what is left has to be corrected by hand, in the new file")
@@ -165,7 +165,7 @@ def run_split(args: argparse.Namespace) -> int:
         parts = split_json(args.json, shares, by=args.by, seed=args.seed, allow_leaks=args.allow_leaks)
     for part in parts:
         boxes = _boxes(part.negatives, part.boxes)
-        print(f"{part.file}: {part.images} images in {part.groups} groups, {boxes}")
+        print(visible(f"{part.file}: {part.images} images in {part.groups} groups, {boxes}"))
     return 0
 
 
@@ -208,7 +208,7 @@ def run_stats(args: argparse.Namespace) -> int:
     from cvpeft.data.coco import load_coco
     from cvpeft.data.stats import stats
 
-    print(stats(load_coco(args.json)))
+    print(visible(stats(load_coco(args.json))))
     return 0
 
 

@@ -9,7 +9,7 @@ from cvpeft.data.check.finding import Anchors, Finding
 from cvpeft.data.check.manifest import refuse_manifest, verify_manifest, write_manifest
 from cvpeft.data.check.report import check_target, write_report
 from cvpeft.data.check.run import SHOWN, Outcome, check
-from cvpeft.errors import ConfigError
+from cvpeft.errors import ConfigError, visible
 
 __all__ = ["check_job"]
 
@@ -44,7 +44,7 @@ def check_job(
         workers=workers,
     )  # fmt: skip
     told, page = write_report(out, outcome)
-    print("\n".join(outcome.lines()))
+    print(visible("\n".join(outcome.lines())))
     print(f"all of it: {told}, with pictures: {page}")
     if manifest is not None:
         _write(manifest, outcome)
@@ -83,7 +83,7 @@ def _of_config(
 def _verify(manifest: Path) -> list[Finding]:
     found = verify_manifest(manifest)
     for finding in found[:SHOWN]:
-        print(finding.text)
+        print(visible(finding.text))
     if len(found) > SHOWN:
         print(f"and {len(found) - SHOWN} more")
     print(f"{manifest}: {len(found)} files differ" if found else f"{manifest}: every byte is as it was")

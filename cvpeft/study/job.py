@@ -15,7 +15,7 @@ from cvpeft.config.shipped import find_config
 from cvpeft.detector.adapt import as_trained
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import RESOLVED, run_folder
-from cvpeft.errors import ConfigError
+from cvpeft.errors import ConfigError, visible
 from cvpeft.eval.detect import detect_images
 from cvpeft.eval.evaluate import evaluate_run
 from cvpeft.export.cities import export_cities, switch_ms
@@ -189,7 +189,7 @@ def predict_job(
 
 def summary_job(config: Path, overrides: Sequence[str], *, measure: bool) -> None:
     """Print the trainable table of a config."""
-    print(summary(read_settings(config, overrides), measure=measure).table())
+    print(visible(summary(read_settings(config, overrides), measure=measure).table()))
 
 
 def _tell(folder: Path) -> None:
@@ -198,12 +198,11 @@ def _tell(folder: Path) -> None:
     print(f"\n{folder.name}: {report['images']} images, {report['boxes']} boxes")
     print("  " + "  ".join(f"{name} {_number(report['coco'][name])}" for name in TOLD))
     for name, row in report["per_class"].items():
-        print(
-            f"  {name:16} AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}  best score {_number(row['threshold'])}"
-        )
+        figures = f"AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}  best score {_number(row['threshold'])}"
+        print(f"  {visible(name):16} {figures}")
     if len(report["per_domain"]) > 1:
         for name, row in report["per_domain"].items():
-            print(f"  in {name:13} AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}")
+            print(f"  in {visible(name):13} AP {_number(row['AP'])}  AP50 {_number(row['AP50'])}")
     alarms = report["false_alarms"]
     if alarms["negative_images"]:
         per_image, images = _number(alarms["per_image"]), alarms["negative_images"]

@@ -281,6 +281,16 @@ def test_figures_are_told_in_any_locale(tmp_path: Path) -> None:
     assert "井盖" in done.stdout.decode(), done.stderr.decode()
 
 
+def test_a_domain_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"id": 1, "domain": "a\x1b[2J"}, {"id": 2, "domain": "b"}]
+    truth = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "good\x1b[2J"}]}
+    write_report(tmp_path, report(truth, [], ("good\x1b[2J",)), [])
+    job._tell(tmp_path)
+    told = capsys.readouterr().out
+    assert "in a\\x1b[2J" in told
+    assert "\x1b" not in told
+
+
 def test_figures_on_other_files_leave_those_of_the_splits_alone(there: Path) -> None:
     before = (there / "runs/tiny/eval/test/metrics.json").read_bytes()
     folders = []
