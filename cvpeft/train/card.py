@@ -30,8 +30,10 @@ def model_card(meta: Mapping[str, Any], settings: schema.Settings, epochs: int) 
         "",
     ]
     if val := meta.get("val"):
+        once = settings.train.eval_every >= settings.train.epochs
+        told = "scored once, after the last epoch" if once else f"which chose the epoch, {val['epoch']}"
         lines += [
-            f"On {', '.join(f.name for f in settings.data.val)} (which chose the epoch, {val['epoch']}): "
+            f"On {', '.join(f.name for f in settings.data.val)} ({told}): "
             f"AP {_figure(val['AP'])}, AP50 {_figure(val['AP50'])}.",
             "",
         ]
