@@ -27,10 +27,11 @@ __all__ = ["Ranks", "needed_ranks"]
 class Ranks:
     """ranks: path of a site -> rank, below the backbone or, in scope detector, the detector.
 
-    before, after: parameters of a LoRA at the run's ranks and at these.
+    scope: the run's peft.scope. before, after: parameters of a LoRA at the run's ranks and at these.
     """
 
     ranks: dict[str, int]
+    scope: str
     keep: float
     before: int
     after: int
@@ -39,10 +40,10 @@ class Ranks:
         """The ranks as peft.methods of a config, the commonest rank first; its places are those of the run."""
         common = Counter(self.ranks.values()).most_common(1)[0][0]
         others = [f"          {path}: {{rank: {rank}}}" for path, rank in self.ranks.items() if rank != common]
-        lines = ["peft:", "  methods:", "    - lora:", f"        rank: {common}", "        targets:"]
-        lines += [f"          - {path}" for path in self.ranks]
+        lines = ["peft:", f"  scope: {self.scope}", "  methods:", "    - lora:", f"        rank: {common}"]
+        lines += ["        targets:", *(f"          - {path}" for path in self.ranks)]
         lines += ["        patterns:", *others] if others else []
-        share = f"# {self.keep:.0%} of the change at each place: {self.before:,} parameters become {self.after:,}"
+        share = f"# {100 * self.keep:g}% of the change at each place: {self.before:,} parameters become {self.after:,}"
         return "\n".join([share, *lines])
 
 
@@ -56,7 +57,7 @@ def needed_ranks(run: Path, keep: float = 0.9) -> Ranks:
         raise ConfigError("RANKS", f"the share is {keep:g}", fix="give one above 0, up to 1")
     loaded = load_run(run)
     root: Any = loaded.model
-    if loaded.settings.peft.scope == "backbone":
+    if (scope := loaded.settings.peft.scope) == "backbone":
         root = root.backbone.body.net
     changes = {path: change for path, stack in adapters(root).items() if (change := _change(stack)) is not None}
     if not any(change.any() for change in changes.values()):
@@ -66,7 +67,7 @@ def needed_ranks(run: Path, keep: float = 0.9) -> Ranks:
     ranks = {path: _rank(values, keep) for path, values in found.items()}
     sizes = {path: sum(change.shape) for path, change in changes.items()}
     before = sum(_full_rank(values) * sizes[path] for path, values in found.items())
-    return Ranks(ranks, keep, before, sum(rank * sizes[path] for path, rank in ranks.items()))
+    return Ranks(ranks, scope, keep, before, sum(rank * sizes[path] for path, rank in ranks.items()))
 
 
 def _change(stack: list[Adapter]) -> Tensor | None:

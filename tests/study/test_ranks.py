@@ -15,6 +15,7 @@ from cvpeft.detector.adapt import adapt
 from cvpeft.detector.build import build_detector
 from cvpeft.detector.saved import load_run
 from cvpeft.errors import ConfigError
+from cvpeft.export.run import export_weights_run
 from cvpeft.peft.adapter import adapters
 from cvpeft.peft.inject import signatures
 from cvpeft.peft.methods.lora import Lora
@@ -76,6 +77,20 @@ def test_a_config_of_them_stands_at_the_places_of_the_run(tmp_path: Path) -> Non
     sites = adapt(model, load(file, methods=signatures()).peft)
     assert [site.path for site in sites] == [f"stages.2.blocks.{n}.mlp.fc1" for n in range(6)]
     assert [len(adapters(model.backbone.body.net)[path][0].change.A) for path in found.ranks] == [*found.ranks.values()]
+
+
+def test_the_places_of_a_whole_detector_are_printed_with_its_scope(run: Path, tmp_path: Path) -> None:
+    """Below the backbone no path would be found."""
+    base = {**load_run(run).settings.backbone.model_dump(), "weights": export_weights_run(run)}
+    ellipses(tmp_path, 2)
+    whole = settings(tmp_path, backbone=base, peft={"scope": "detector"}, train={"epochs": 1})
+    text = needed_ranks(train(whole), 0.995).yaml()
+    assert text.startswith("# 99.5% of the change at each place: ")
+    file = tmp_path / "next.yaml"
+    file.write_text(f"backbone: {{weights: {base['weights']}}}\n{text}")
+    peft = load(file, methods=signatures()).peft
+    places = [site.path for site in adapt(build_detector(whole, ("good", "broke")), whole.peft)]
+    assert [site.path for site in adapt(build_detector(whole, ("good", "broke")), peft)] == places
 
 
 def test_a_change_that_is_small_beside_its_weight_has_the_rank_that_was_trained() -> None:
