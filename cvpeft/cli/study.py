@@ -49,7 +49,7 @@ def run_summary(args: argparse.Namespace) -> int:
     if args.ranks is not None:
         from cvpeft.study.ranks import needed_ranks
 
-        print(needed_ranks(args.config, args.ranks).yaml())
+        print(needed_ranks(args.config, args.ranks, args.overrides).yaml())
         return 0
     summary_job(args.config, args.overrides, measure=not args.no_measure)
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,16 @@ class Ranks:
         return "\n".join([share, *lines])
 
 
-def needed_ranks(run: Path, keep: float = 0.9) -> Ranks:
+def needed_ranks(run: Path, keep: float = 0.9, overrides: Sequence[str] = ()) -> Ranks:
     """The smallest rank at each place that holds the share `keep` of the change's squared size.
 
-    run: of mode adapters, whose method changes weights of Linear or Conv2d (lora, dora, loha, ...).
+    run: of mode adapters, whose method changes weights of Linear or Conv2d (lora, dora, loha, ...). overrides:
+    `key=value` for its config, such as where its base lies now.
     ConfigError: keep is not in 0..1, or nothing in the run changes a weight.
     """
     if not 0 < keep <= 1:
         raise ConfigError("RANKS", f"the share is {keep:g}", fix="give one above 0, up to 1")
-    loaded = load_run(run)
+    loaded = load_run(run, overrides)
     root: Any = loaded.model
     if (scope := loaded.settings.peft.scope) == "backbone":
         root = root.backbone.body.net
