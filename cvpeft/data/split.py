@@ -128,6 +128,7 @@ def _fields(by: str | Sequence[str]) -> list[str]:
 def _groups(file: Path, by: Sequence[str], *, allow_leaks: bool) -> _Groups:
     content = read_coco_file(file)
     _refuse_malformed(content, file)
+    _refuse_shared_ids(content, file)
     _refuse_orphans(content, file)
     fields = [field for field in by if field != NEAR_DUPLICATES]
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -152,6 +153,18 @@ def _refuse_malformed(content: Lists, file: Path) -> None:
             what = f"the entry is {short(entry)}, not one with {' and '.join(names)}"
             fix = f"cvpeft data check {file} tells all faults of it"
             raise DataError("COCO", what, where=f"{file}: {part}[{number}]", fix=fix)
+
+
+def _refuse_shared_ids(content: Lists, file: Path) -> None:
+    """DataError where two images have one id: in different parts each would have the boxes of both."""
+    names: dict[Any, str] = {}
+    for image in content["images"]:
+        number, name = image["id"], str(image["file_name"])
+        if number in names:
+            what = f"image id {short(number)} is used by {names[number]} and {name}"
+            fix = "join the json files that they come from by cvpeft data merge, which numbers them anew"
+            raise DataError("IMGID", what, where=str(file), why="boxes cannot be assigned", fix=fix)
+        names[number] = name
 
 
 def _refuse_orphans(content: Lists, file: Path) -> None:

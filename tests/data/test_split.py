@@ -275,6 +275,21 @@ def test_boxes_of_no_image_or_category_are_not_dropped(tmp_path: Path, key: str,
     assert [f.name for f in tmp_path.iterdir()] == ["train.json"]
 
 
+def test_boxes_of_two_images_with_one_id_are_not_given_to_both(tmp_path: Path) -> None:
+    """Two exports joined by hand: each part would have ids of its own again, and load with the boxes of the other."""
+    file = coco(tmp_path)
+    content = json.loads(file.read_text())
+    one, other = content["images"][0], content["images"][5]
+    for box in content["annotations"]:
+        box["image_id"] = one["id"] if box["image_id"] == other["id"] else box["image_id"]
+    other["id"] = one["id"]
+    file.write_text(json.dumps(content))
+    for split in (lambda: split_json(file, HALVES), lambda: leave_out(file, "section", "S0")):
+        with pytest.raises(DataError, match=r"E-IMGID .*image id 1 is used by s0/1\.jpg and s1/6\.jpg\."):
+            split()
+    assert [f.name for f in tmp_path.iterdir()] == ["train.json"]
+
+
 def test_ids_that_are_texts_throughout_are_split_as_they_are(tmp_path: Path) -> None:
     file = coco(tmp_path)
     content = json.loads(file.read_text())
