@@ -121,12 +121,13 @@ class Tree:
         Label Studio writes names with the paths of its own store before them, or as the end of an address. So folders
         of the name that the image lacks are passed over, and those of the image that the name lacks; but where both
         have some, the shorter row of them must be the end of the longer, as berlin/1.jpg is not lyon/1.jpg, and the
-        split must be one. Folders for a kind of file, such as images, tell nothing, nor do those that `file` lies in.
+        split must be one. Folders for a kind of file, such as images, tell nothing, nor do those that `file` lies in;
+        but where these hold images of their own, a plain name is one of theirs, as it is in berlin/labels.json.
         file: that names the image. split: of several, the one of this split.
         """
         parts = unquote(text.split("?d=")[-1]).replace("\\", "/").split("/")
         named = self._by_file.get(parts[-1]) or self._by_file.get(text.replace("\\", "/").split("/")[-1], [])
-        named = [name for name in named if _agree(parts[:-1], _folders(name, file))]
+        named = [name for name in named if _agree([*self._home(name, file), *parts[:-1]], _folders(name, file))]
         for start in range(len(parts)):
             end = "/" + "/".join(parts[start:])
             found = [name for name in named if f"/{name}".endswith(end)]
@@ -135,6 +136,17 @@ class Tree:
             if found:
                 return found[0] if len(found) == 1 else None
         return None
+
+    @cached_property
+    def _with_images(self) -> frozenset[str]:
+        """Folders that hold images, directly or below."""
+        return frozenset(str(folder) for name in self.images for folder in PurePosixPath(name).parents)
+
+    def _home(self, name: str, file: str) -> Sequence[str]:
+        """Folders of the file that names an image, below the last one that both share, if images lie there; or none."""
+        folders = _folders(file, name)
+        first = PurePosixPath(*PurePosixPath(file).parts[: -len(folders)])
+        return folders if str(first) in self._with_images else []
 
     def size(self, name: str) -> Size:
         """Upright (height, width) of an image; DataError where it cannot be read or lies outside."""

@@ -33,3 +33,23 @@ def test_folders_that_an_image_shares_with_its_labels_tell_nothing() -> None:
     tree = Tree(Path(), ("covers.v3/images/1.png",))
     assert tree.match("/content/covers/images/1.png", "covers.v3/train.txt") == "covers.v3/images/1.png"
     assert tree.match("/content/covers/images/1.png", "train.txt") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "meant"),
+    [
+        ("1.png", "berlin/labels.json", False),
+        ("images/1.png", "berlin/annotations/train.json", False),
+        ("../lyon/1.png", "berlin/labels.json", True),
+        ("1.png", "berlin2/labels.json", True),
+        ("1.png", "lyon/labels.json", True),
+        ("1.png", "labels.json", True),
+    ],
+)
+def test_labels_among_photos_mean_none_of_another_place(name: str, file: str, meant: bool) -> None:
+    tree = Tree(Path(), ("berlin/images/2.png", "lyon/1.png"))
+    assert tree.match(name, file) == ("lyon/1.png" if meant else None)
+
+
+def test_labels_among_photos_mean_none_of_another_split() -> None:
+    assert Tree(Path(), ("train/2.png", "valid/1.png")).match("1.png", "train/labels.json") is None

@@ -75,6 +75,18 @@ def test_the_filename_leads_where_the_names_differ(tmp_path: Path, filename: str
     assert "1 xml files have another name than their image, which was found by <filename>" in made.notes
 
 
+def test_the_filename_leads_to_no_other_place(tmp_path: Path) -> None:
+    """Berlin's first photo was not copied; Lyon's of that name has no labels."""
+    root = tmp_path / "set"
+    for name in ("berlin/2.jpg", "lyon/1.jpg"):
+        photo(root / name)
+    for name in ("1", "2"):
+        put(root / f"berlin/{name}.xml", xml([GOOD], f"{name}.jpg"))
+    assert "neither 1 nor the <filename> '1.jpg' is there" in refusal(root)
+    run(root, skip=True)
+    assert labels(tmp_path / "out/data.json") == {"berlin/2.jpg": [BOX]}
+
+
 def test_a_suffix_may_be_missing_without_a_word_and_a_stale_name_is_counted(tmp_path: Path) -> None:
     root = voc(tmp_path / "VOC", a=xml([GOOD], "a"), b=xml([("lose", 0, 0, 9, 9)], "a.jpg"))
     made = run(root)
