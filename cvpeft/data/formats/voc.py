@@ -3,6 +3,7 @@
 Corners are taken as they stand, as today's tools write them; VOC2012's own count from 1, half a pixel off. An xml
 belongs to the image of its own name; only where there is none, to that of its <filename>, which tools leave stale,
 and without its suffix. ImageSets/Main says which split an image is in, else folders called train, valid, test do.
+CVAT's rotated boxes, told by an attribute, become the upright boxes around them.
 An object marked <difficult> becomes a crowd, as VOC's own rule has it: it counts neither for nor against in scoring and
 is not trained on. Files with a DOCTYPE are refused: entities are how an xml exhausts memory or reads other files.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import NoReturn
@@ -107,7 +108,19 @@ def _label(item: ET.Element, found: Found, where: str) -> Label:
     if difficult:
         found.counts[DIFFICULT] += 1
     fields = {"difficult": 1} if difficult else {}
-    return Label(name, [x1, y1, x2 - x1, y2 - y1], where, crowd=difficult, fields=fields)
+    return Label(name, [x1, y1, x2 - x1, y2 - y1], where, _rotation(item, where), crowd=difficult, fields=fields)
+
+
+def _rotation(item: ET.Element, where: str) -> float:
+    """Degrees about the box's centre; CVAT writes the box as it was before it was turned."""
+    text = item.findtext("attributes/attribute[name='rotation']/value", "").strip()
+    try:
+        degrees = float(text or 0)
+    except ValueError:
+        degrees = math.nan
+    if not math.isfinite(degrees):
+        raise DataError("BOX", f"the rotation is {text[:60]!r}, not a number of degrees", where=where)
+    return degrees
 
 
 def _image_sets(tree: Tree) -> dict[str, str]:
@@ -117,14 +130,23 @@ def _image_sets(tree: Tree) -> dict[str, str]:
         path = PurePosixPath(file)
         split = split_of([path.stem])
         if split and path.parts[-3:-1] == ("ImageSets", "Main"):
-            above = path.parts[:-3]
-            for name in _first_words(tree.text(file).splitlines()):
-                stem = key("/".join([*above, name + ".jpg"]))
+            for line in filter(str.strip, tree.text(file).splitlines()):
+                stem = _listed(tree, path.parts[:-3], line)
                 if sets.setdefault(stem, split) != split:
-                    what = f"{name} is in {sets[stem]} and in {split}"
+                    what = f"{line.strip()} is in {sets[stem]} and in {split}"
                     raise DataError("SPLIT", what, where=str(tree.root / file), why="it would be trained and scored")
     return sets
 
 
-def _first_words(lines: Iterable[str]) -> list[str]:
-    return [line.split()[0] for line in lines if line.strip()]
+def _listed(tree: Tree, above: Sequence[str], line: str) -> str:
+    """What the image of a line, such as `7`, `7 -1`, `7.jpg` or `street 7`, shares with its labels.
+
+    Names may hold spaces, so the longest beginning of the line that is an image's counts, else its first word.
+    """
+    words = line.strip().split(" ")
+    for name in (" ".join(words[:end]).strip() for end in range(len(words), 0, -1)):
+        for stem in (key("/".join([*above, name + ".jpg"])), key("/".join([*above, name]))):
+            images = tree.by_key.get(stem, [])
+            if any(PurePosixPath(name).name in (PurePosixPath(i).stem, PurePosixPath(i).name) for i in images):
+                return stem
+    return key("/".join([*above, line.split()[0] + ".jpg"]))

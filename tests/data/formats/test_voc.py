@@ -48,6 +48,16 @@ def test_the_classic_folders_with_their_lists(tmp_path: Path) -> None:
     assert state(root) == before
 
 
+@pytest.mark.parametrize("line", ["street 7", "street 7  1", "street 7 -1", "street 7.jpg", " street 7 "])
+def test_a_list_may_name_photos_with_spaces_or_with_their_ending(tmp_path: Path, line: str) -> None:
+    root = voc(tmp_path / "VOC", **{"street 7": xml([GOOD]), "street": xml(), "a.b": xml()})
+    put(root / "ImageSets/Main/train.txt", f"{line}\na.b\n")
+    put(root / "ImageSets/Main/val.txt", "street\n")
+    run(root)
+    assert labels(tmp_path / "out/train.json") == {"JPEGImages/a.b.jpg": [], "JPEGImages/street 7.jpg": [BOX]}
+    assert labels(tmp_path / "out/val.json") == {"JPEGImages/street.jpg": []}
+
+
 def test_an_image_in_two_lists_is_refused(tmp_path: Path) -> None:
     root = voc(tmp_path / "VOC", a=xml([GOOD]))
     put(root / "ImageSets/Main/train.txt", "a\n")
@@ -149,6 +159,20 @@ def test_difficult_objects_are_crowds(tmp_path: Path) -> None:
     boxes = content(tmp_path / "out/data.json")["annotations"]
     assert [(box["iscrowd"], box.get("difficult")) for box in boxes] == [(1, 1), (0, None)]
     assert any(note.startswith("1 objects marked difficult") for note in made.notes)
+
+
+def test_cvats_rotated_boxes_become_hulls(tmp_path: Path) -> None:
+    turned = "<attributes><attribute><name>occluded</name><value>0</value></attribute>" + (
+        "<attribute><name>rotation</name><value>90.0</value></attribute></attributes></object>"
+    )
+    root = voc(tmp_path / "VOC", a=xml([("good", 30, 20, 70, 40)]).replace("</object>", turned), b=xml([GOOD]))
+    made = run(root)
+    found = labels(tmp_path / "out/data.json")
+    assert found == {"JPEGImages/a.jpg": [("good", [40.0, 10.0, 20.0, 40.0])], "JPEGImages/b.jpg": [BOX]}
+    assert "1 rotated boxes are replaced by the upright boxes around them" in made.notes
+    put(root / "Annotations/b.xml", xml([GOOD]).replace("</object>", turned.replace("90.0", "a little")))
+    with pytest.raises(DataError, match="the rotation is 'a little', not a number of degrees"):
+        import_labels(root, tmp_path / "other")
 
 
 def test_what_has_no_area_or_is_there_twice_is_dropped_with_a_count(tmp_path: Path) -> None:
