@@ -97,7 +97,8 @@ def _class_names(tree: Tree, file: str, settings: dict[str, Any]) -> list[str]:
         names = [names[str(i)] for i in range(len(names))]
     if not file and (other := _names_file(tree)):
         where = str(tree.root / other)
-        names = [line.strip() for line in tree.text(other).splitlines() if line.strip()]
+        # An empty line before the last name has a number too, or all classes behind it would become others.
+        names = [line.strip() for line in tree.text(other).rstrip().splitlines()]
     if not isinstance(names, list) or not names:
         what, fix = "the names of the classes are not there", "write data.yaml with `names: [first, second]`"
         raise DataError("NAMES", what, where=where if file else str(tree.root), fix=fix)

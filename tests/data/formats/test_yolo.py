@@ -222,3 +222,15 @@ def test_the_names_are_not_read_from_the_labels_of_a_photo(tmp_path: Path) -> No
     put(root / "classes.txt", "\n".join(FIVE))
     run(root)
     assert labels(tmp_path / "out/data.json") == {"Images/classes.jpg": BOXES}
+
+
+def test_an_empty_line_among_the_names_moves_no_class(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    photo(root / "images/a.jpg")
+    put(root / "labels/a.txt", "2 0.5 0.5 0.2 0.5\n")
+    put(root / "classes.txt", "broke\n\ngood\nlose\n\n")
+    run(root)
+    assert labels(tmp_path / "out/data.json") == {"images/a.jpg": BOXES[:1]}
+    put(root / "labels/a.txt", "1 0.5 0.5 0.2 0.5\n")
+    with pytest.raises(DataError, match=r"a\.txt:1 - the object has no class"):
+        import_labels(root, tmp_path / "other")
