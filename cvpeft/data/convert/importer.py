@@ -92,12 +92,14 @@ def import_labels(
     chosen = _chosen(tree, form)
     found = chosen.read(tree)
     _take_unlabelled(found, negatives)
-    _rename(found, rename or {})
+    misnamed = _rename(found, rename or {})
     _mark_copies(found)
     if join:
         _join(found)
     drafts = _drafts(tree, found)
-    faults = [*found.faults, *(fault for photo in found.photos for fault in photo.faults)]
+    if misnamed and skip:  # it is the command that is wrong, not the source
+        raise_faults(misnamed)
+    faults = [*misnamed, *found.faults, *(fault for photo in found.photos for fault in photo.faults)]
     if faults and not skip:
         raise_faults(faults, fix=SKIP if len(faults) > 1 else "")
     kept = {photo.name: drafts[photo.name] for photo in found.photos if not photo.faults}
@@ -137,18 +139,20 @@ def _take_unlabelled(found: Found, negatives: bool) -> None:
         found.counts[UNLABELLED] += len(found.unlabelled)
 
 
-def _rename(found: Found, new: Mapping[str, str]) -> None:
-    """Put the new names in place of the classes'; a name that the source has not is a fault."""
+def _rename(found: Found, new: Mapping[str, str]) -> list[DataError]:
+    """Put the new names in place of the classes'; returns a fault for each name that the source has not."""
+    faults = []
     known = {*found.classes, *(label.name for photo in found.photos for label in photo.labels)}
     for name in new.keys() - known:
         near = difflib.get_close_matches(name, sorted(known), 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         what = f"no class {name!r} to rename{hint}; there are {', '.join(sorted(known))}"
-        found.faults.append(DataError("MAP", what))
+        faults.append(DataError("MAP", what))
     for photo in found.photos:
         photo.labels = [replace(label, name=new.get(label.name, label.name)) for label in photo.labels]
     names = [*found.classes, *([""] if "" in new else [])]
     found.classes = [name for name in dict.fromkeys(new.get(name, name) for name in names) if name]
+    return faults
 
 
 def _mark_copies(found: Found) -> None:

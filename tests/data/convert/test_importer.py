@@ -111,6 +111,8 @@ def test_classes_are_renamed_and_joined_by_name(tmp_path: Path) -> None:
     assert [name for name, _ in labels(part.file)["train/images/a.jpg"]] == ["good", "broke", "broke"]
     with pytest.raises(DataError, match=r"no class 'brokn' to rename \(did you mean 'broken'\?\)"):
         import_labels(root, tmp_path / "other", rename={"brokn": "broke"})
+    with pytest.raises(DataError, match=r"^E-MAP no class 'brokn' to rename"):  # no image can be left out for it
+        import_labels(root, tmp_path / "other", rename={"brokn": "broke"}, skip=True)
 
 
 @pytest.mark.parametrize(
