@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -305,7 +306,7 @@ def _written(groups: _Groups, parts: Mapping[str, Sequence[int]]) -> list[Part]:
         texts[target] = json.dumps({**groups.content, "images": images, "annotations": boxes})
         made.append(_part(target, images, boxes, len(chosen), groups.content["categories"]))
     for target, text in texts.items():
-        if target.exists() and target.read_text("utf-8") != text:
+        if os.path.lexists(target) and not (target.is_file() and target.read_bytes() == text.encode()):
             why, fix = "It would be lost", "move it away"
             raise DataError("EXISTS", "another file has this name", where=str(target), why=why, fix=fix)
     for target, text in texts.items():

@@ -137,10 +137,14 @@ def test_a_file_in_the_way_is_not_lost_and_a_repeat_is_none(tmp_path: Path) -> N
     file = coco(tmp_path)
     split_json(file, HALVES, by="section")
     split_json(file, HALVES, by="section")
-    (tmp_path / "train_a.json").write_text("mine")
+    (tmp_path / "train_a.json").write_bytes(b"mine, m\xfcll")  # no UTF-8
     with pytest.raises(DataError, match="another file has this name"):
         split_json(file, HALVES, by="section")
-    assert (tmp_path / "train_a.json").read_text() == "mine"
+    assert (tmp_path / "train_a.json").read_bytes() == b"mine, m\xfcll"
+    (tmp_path / "train_a.json").unlink()
+    (tmp_path / "train_a.json").symlink_to("elsewhere.json")
+    with pytest.raises(DataError, match="another file has this name"):
+        split_json(file, HALVES, by="section")
 
 
 def test_the_command_tells_what_lies_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
