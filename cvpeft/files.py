@@ -45,9 +45,12 @@ def replacing(file: Path, what: str = "the file", *, fix: str = FIX) -> Iterator
 
 
 def write_whole(file: Path, content: str | bytes, what: str = "the file", *, fix: str = FIX) -> None:
-    """Write a file, text as UTF-8, as `replacing` does; ResourceError where it cannot be written."""
+    r"""Write a file, text as UTF-8, as `replacing` does; ResourceError where it cannot be written.
+
+    Bytes of a file's name that are no UTF-8, surrogates in a text, become `\udce9` and the like, which JSON reads back.
+    """
     with replacing(file, what, fix=fix) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def refuse_existing(target: Path, *, fix: str = "name another file") -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,12 @@ def test_what_is_written_is_read_again_byte_by_byte(tmp_path: Path, text: str | 
     for _ in range(2):  # a new file, and over an old one
         write_whole(tmp_path / "a" / "b" / "file.txt", text)
         assert content(tmp_path) == {"a/b/file.txt": text.encode() if isinstance(text, str) else text}
+
+
+def test_a_name_that_is_no_utf8_is_written_as_json_reads_it(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_whole(tmp_path / "log.json", json.dumps({"井盖": name}, ensure_ascii=False))
+    assert json.loads((tmp_path / "log.json").read_text("utf-8")) == {"井盖": name}
 
 
 def test_a_new_file_has_the_rights_of_any_other(tmp_path: Path) -> None:

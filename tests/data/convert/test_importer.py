@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cvpeft.cli import main
+from cvpeft.data.check.report import PAGE, write_report
+from cvpeft.data.check.run import check
 from cvpeft.data.convert.importer import formats, import_labels
 from cvpeft.data.split import split_json
 from cvpeft.errors import DataError, ResourceError
@@ -151,3 +154,18 @@ def test_the_command_tells_what_it_made(tmp_path: Path, capsys: pytest.CaptureFi
     for wrong in (["good"], ["a=b", "a=c"], ["good="]):
         assert main([*command[:-1], *wrong]) == 2
         assert "E-MAP" in capsys.readouterr().err
+
+
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"m\xfcll")
+    yolo(root, {"train/images/a.jpg": "0 0.5 0.5 0.5 0.01", "train/images/b.jpg": ROW})
+    for place in ("images/a.jpg", "labels/a.txt"):
+        path = root / "train" / place
+        path.rename(path.with_stem(os.fsdecode(b"caf\xe9")))
+    put(root / "train/images" / os.fsdecode(b"th\xe9.jpg"), "no picture")
+    made = import_labels(root, tmp_path / "out", skip=True)
+    assert "th\udce9.jpg" in content(made.log)["left_out"][0]
+    images = content(made.parts[0].file)["images"]
+    assert [image["file_name"] for image in images] == ["train/images/b.jpg", "train/images/caf\udce9.jpg"]
+    write_report(tmp_path / "report", check({"train": [made.parts[0].file]}, progress=False))
+    assert r"slivers, the first in train/images/caf\udce9.jpg" in (tmp_path / "report" / PAGE).read_text("utf-8")
