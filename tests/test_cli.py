@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -253,6 +254,22 @@ def test_a_name_that_no_file_can_have_is_one_sentence(argv: list[str], capsys: p
     assert re.search(
         r"^E-\w+ a{40}\.\.\. - a name of 30\d bytes is longer than the file system takes\. Fix: ", told, re.M
     )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"), [("ascii", "\\u4e95\\u76d6"), ("cp1252", "\\u4e95\\u76d6"), ("utf-8", "井盖")]
+)
+def test_a_name_in_letters_that_the_output_lacks_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, told: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images = [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "井盖"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    assert main(["data", "stats", str(tmp_path / "a.json")]) == 0
+    assert told in written.getvalue().decode(encoding)
 
 
 def test_help_does_not_import_torch() -> None:
