@@ -123,11 +123,12 @@ class Tree:
         have some, the shorter row of them must be the end of the longer, as berlin/1.jpg is not lyon/1.jpg, and the
         split must be one. Folders for a kind of file, such as images, tell nothing, nor do those that `file` lies in;
         but where these hold images of their own, a plain name is one of theirs, as it is in berlin/labels.json.
-        file: that names the image. split: of several, the one of this split.
+        file: that names the image. split: of its labels, empty where none is known; an image of another is not meant.
         """
         parts = unquote(text.split("?d=")[-1]).replace("\\", "/").split("/")
         named = self._by_file.get(parts[-1]) or self._by_file.get(text.replace("\\", "/").split("/")[-1], [])
         named = [name for name in named if _agree([*self._home(name, file), *parts[:-1]], _folders(name, file))]
+        named = [name for name in named if not split or split_of(PurePosixPath(name).parts[:-1]) in ("", split)]
         for start in range(len(parts)):
             end = "/" + "/".join(parts[start:])
             found = [name for name in named if f"/{name}".endswith(end)]

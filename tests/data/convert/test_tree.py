@@ -53,3 +53,9 @@ def test_labels_among_photos_mean_none_of_another_place(name: str, file: str, me
 
 def test_labels_among_photos_mean_none_of_another_split() -> None:
     assert Tree(Path(), ("train/2.png", "valid/1.png")).match("1.png", "train/labels.json") is None
+
+
+@pytest.mark.parametrize(("split", "meant"), [("train", False), ("val", True), ("", True)])
+def test_labels_of_a_split_mean_no_photo_of_another(split: str, meant: bool) -> None:
+    tree = Tree(Path(), ("train2017/2.png", "val2017/1.png"))
+    assert tree.match("1.png", "annotations/instances.json", split) == ("val2017/1.png" if meant else None)

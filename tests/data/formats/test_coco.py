@@ -121,6 +121,15 @@ def test_of_two_images_of_one_name_the_one_of_the_jsons_split_is_meant(tmp_path:
         assert labels(tmp_path / f"out/{split}.json") == {f"images/{split}2017/1.jpg": [GOOD]}
 
 
+def test_a_missing_photo_is_never_the_one_of_another_split(tmp_path: Path) -> None:
+    """Frames are numbered anew in each task, and the labels of val have not come yet."""
+    root = tmp_path / "set"
+    write(root / "annotations/instances_train2017.json", coco({"1.jpg": [BOX], "2.jpg": []}, NAMES))
+    for name in ("train2017/2.jpg", "val2017/1.jpg"):
+        photo(root / name)
+    assert 'the image "1.jpg" is not there' in refusal(root)
+
+
 def test_names_never_lead_out(tmp_path: Path) -> None:
     root = tmp_path / "set"
     photo(tmp_path / "secret.jpg")
