@@ -27,7 +27,7 @@ from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.errors import BackboneError, ConfigError
 from cvpeft.types import Target
 
-__all__ = ["STRIDES", "BackboneWithNeck", "Normalise", "anchor_sizes", "build_detector"]
+__all__ = ["STRIDES", "BackboneWithNeck", "Normalise", "anchor_sides", "build_detector"]
 
 log = logging.getLogger(__name__)
 STRIDES = (4, 8, 16, 32)
@@ -140,11 +140,11 @@ def _layout(body: Backbone, train: schema.Train) -> torch.memory_format:
 
 
 def _faster_rcnn(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Module:
-    sizes = anchor_sizes(c, STRIDES)
+    sides = anchor_sides(c)
     pool = MultiScaleRoIAlign([str(i) for i in range(len(STRIDES))], output_size=7, sampling_ratio=2)
     return FasterRCNN(
         trunk,
-        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in sizes), (c.aspect_ratios,) * len(sizes)),
+        rpn_anchor_generator=AnchorGenerator(sides, (c.aspect_ratios,) * len(sides)),
         rpn_pre_nms_top_n_train=2 * c.proposals,
         rpn_pre_nms_top_n_test=2 * c.proposals,
         rpn_post_nms_top_n_train=c.proposals,
@@ -160,11 +160,11 @@ def _faster_rcnn(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> n
 
 
 def _retinanet(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Module:
-    octaves = tuple(tuple(size * 2 ** (i / 3) for i in range(3)) for size in anchor_sizes(c, STRIDES[1:]))
+    sides = anchor_sides(c)
     return RetinaNet(
         trunk,
         num_classes=classes + 1,
-        anchor_generator=AnchorGenerator(octaves, (c.aspect_ratios,) * len(octaves)),
+        anchor_generator=AnchorGenerator(sides, (c.aspect_ratios,) * len(sides)),
         score_thresh=c.score_threshold,
         nms_thresh=c.nms_iou,
         detections_per_img=c.max_detections,
@@ -189,8 +189,17 @@ def _fcos(trunk: BackboneWithNeck, c: schema.Detector, classes: int) -> nn.Modul
     )
 
 
-def anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ...]:
-    """Side of the anchors of each pyramid level, in input pixels, finest first. ConfigError: not one for each level."""
+def anchor_sides(c: schema.Detector) -> tuple[tuple[float, ...], ...]:
+    """Sides of the anchors of each pyramid level, in input pixels, finest first; RetinaNet has three to an octave.
+
+    ConfigError: not one size for each level.
+    """
+    if c.head == "retinanet":
+        return tuple(tuple(size * 2 ** (i / 3) for i in range(3)) for size in _anchor_sizes(c, STRIDES[1:]))
+    return tuple((size,) for size in _anchor_sizes(c, STRIDES))
+
+
+def _anchor_sizes(c: schema.Detector, strides: Sequence[int]) -> tuple[float, ...]:
     sizes = c.anchor_sizes or tuple(4.0 * s for s in strides)
     if len(sizes) != len(strides):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from cvpeft.data.check.finding import Anchors, Finding
@@ -63,7 +64,7 @@ def _of_config(
 ) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...], Anchors | None]:
     """Its splits, or the files in their place; its classes; its anchors, at the size that the network sees."""
     from cvpeft.data.splits import render_missing
-    from cvpeft.detector.build import STRIDES, anchor_sizes
+    from cvpeft.detector.build import anchor_sides
     from cvpeft.study.job import read_settings
 
     settings = read_settings(config)
@@ -76,7 +77,7 @@ def _of_config(
         raise ConfigError("DATA", "data.train names no json file", where=str(config), fix="set data.train")
     if head.head == "fcos":
         return splits, data.classes, None
-    sides = anchor_sizes(head, STRIDES if head.head == "faster_rcnn" else STRIDES[1:])
+    sides = tuple(chain.from_iterable(anchor_sides(head)))
     return splits, data.classes, Anchors(sides, head.aspect_ratios, data.canvas or data.size)
 
 

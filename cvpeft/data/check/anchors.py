@@ -27,7 +27,7 @@ def check_anchors(case: Case) -> Iterator[Finding]:
             what = (
                 f"{int(missed.sum())} of {len(sides)} boxes overlap no anchor by {REACHED} IoU, {small} are too small"
             )
-            sizes = ", ".join(f"{side:g}" for side in case.anchors.sides)
+            sizes = ", ".join(f"{side:.4g}" for side in case.anchors.sides)
             why = f"the anchors are {sizes} px at an input of {case.anchors.size}"
             fix = "set detector.anchor_sizes, data.size or data.canvas"
             yield warning(DataError("ANCHORS", what, where=split.name, why=why, fix=fix))

@@ -249,6 +249,26 @@ def test_every_exif_orientation_is_held_against_the_upright_size(tmp_path: Path,
     assert codes(run(splits)) == expected
 
 
+@pytest.mark.parametrize(
+    ("head", "sides"),
+    [("faster_rcnn", "160, 320, 640, 1280"), ("retinanet", "160, 201.6, 254, 320, 403.2, 508, 640, 806.3, 1016")],
+)
+def test_the_anchors_are_those_of_the_configs_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], head: str, sides: str
+) -> None:
+    sound(tmp_path)
+    sizes = "[160, 320, 640, 1280]" if head == "faster_rcnn" else "[160, 320, 640]"
+    (tmp_path / "run.yaml").write_text(f"""
+data: {{train: [train.json], val: [val.json], size: [64, 96]}}
+backbone: {{name: vit_tiny_patch16_224, weights: random}}
+peft: {{methods: [lora: {{}}]}}
+detector: {{head: {head}, anchor_sizes: {sizes}}}
+""")
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", "--config", "run.yaml"]) == 0
+    assert f"The anchors are {sides} px at an input of (64, 96)" in capsys.readouterr().out
+
+
 def test_no_file_and_a_config_that_names_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check"]) == 2
     assert "no json file is named" in capsys.readouterr().err
