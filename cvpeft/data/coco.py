@@ -7,6 +7,7 @@ Images are looked up, not decoded: the loader compares their pixels with the siz
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -317,7 +318,7 @@ def _labelled(source: _Source, names: list[str], first: int, faults: list[DataEr
 def _file_domain(file: Path) -> str:
     """`berlin_train.json` -> berlin, `berlin/annotations/train.json` -> berlin; the rule stands at load_coco."""
     stem = file.name.removesuffix(".json")
-    for name in (stem, *(folder.name for folder in file.absolute().parents)):
+    for name in (stem, *(folder.name for folder in Path(os.path.abspath(file)).parents)):  # without the `..` of a path
         if own := ENDS.sub("", name):
             return own
     return stem

@@ -299,6 +299,13 @@ def test_a_domain_is_text_that_a_report_can_hold(tmp_path: Path) -> None:
     assert [image.domain for image in data.images] == ["a?", "caf?", "caf?"]
 
 
+def test_domain_of_a_file_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "berlin/notes").mkdir(parents=True)
+    write(tmp_path / "berlin", coco(), "train.json")
+    monkeypatch.chdir(tmp_path / "berlin/notes")
+    assert load_coco([Path("../train.json")]).images[0].domain == "berlin"
+
+
 def test_domain_by_image(tmp_path: Path) -> None:
     content = coco(4)
     for image, extra in zip(
