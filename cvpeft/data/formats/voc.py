@@ -104,6 +104,9 @@ def _label(item: ET.Element, found: Found, where: str) -> Label:
         raise DataError("BOX", what, where=where) from error
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
         raise DataError("BOX", f"the corners are {', '.join(texts)[:80]}, which are no numbers", where=where)
+    if x2 < x1 or y2 < y1:
+        what, fix = f"xmin ymin xmax ymax are {', '.join(texts)[:80]}, a negative size", "swap the two corners"
+        raise DataError("BOX", what, where=where, fix=fix)
     difficult = (item.findtext("difficult") or "").strip().lower() in ("1", "true")
     if difficult:
         found.counts[DIFFICULT] += 1

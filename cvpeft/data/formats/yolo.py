@@ -236,4 +236,7 @@ def _box(values: list[float], keypoints: int, found: Found, where: str) -> list[
         found.counts[POLYGONS] += 1
         return hull(values[::2], values[1::2])
     x, y, w, h = values
+    if w < 0 or h < 0:
+        what, fix = f"width and height are {w:g} and {h:g}, a negative size", "draw the box anew"
+        raise DataError("ROW", what, where=where, fix=fix)
     return [x - w / 2, y - h / 2, w, h]

@@ -192,7 +192,7 @@ def test_what_has_no_area_or_is_there_twice_is_dropped_with_a_count(tmp_path: Pa
         ("<annotation><object></annotation>", "the xml cannot be read"),
         (xml([("good", 10, 10, "nan", 40)]), "which are no numbers"),
         (xml([("good", 10, 10, "", 40)]), "xmin ymin xmax ymax are 10, 10, absent, 40"),
-        (xml([("good", 30, 10, 10, 40)]), "negative size"),
+        (xml([("good", 30, 10, 10, 40)]), "ymax are 30, 10, 10, 40, a negative size. Fix: swap the two corners"),
         (xml([("good", 50, 10, 130, 40)]), "leaves the image"),
         (xml([("", 10, 10, 30, 40)]), "the object has no class"),
     ],

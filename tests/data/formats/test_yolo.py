@@ -92,7 +92,7 @@ def test_poses_of_another_shape_are_refused(tmp_path: Path, shape: str, row: str
         ("0 0.5 0.5 nan 0.2", "holds what is no number"),
         ("0 0.5 0.5 x 0.2", "does not consist of numbers"),
         ("0 50 30 20 20", r"leaves the image of 100x60"),
-        ("0 0.5 0.5 -0.2 0.2", "negative size"),
+        ("0 0.5 0.5 -0.2 0.2", "width and height are -0.2 and 0.2, a negative size. Fix: draw the box anew"),
     ],
 )
 def test_a_row_that_means_something_else_is_told_with_its_line(tmp_path: Path, row: str, told: str) -> None:
