@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 from urllib.parse import unquote
 
 from cvpeft.data.coco_file import read_json
@@ -70,7 +71,11 @@ class Tree:
         if not source.exists():
             raise DataError("SOURCE", "no such file or folder", where=str(source), fix="check the path")
         root = (source if source.is_dir() else source.parent).resolve()
-        files = sorted(_walk(root))
+        try:
+            files = sorted(_walk(root))
+        except OSError as error:
+            what, why = f"the folder cannot be read whole ({error.strerror})", "labels or photos in it would be lost"
+            raise DataError("READ", what, where=str(error.filename), why=why, fix="permit reading it") from error
         if source.is_file():
             suffix = source.suffix.lower()
             files = [name for name in files if name == source.name or PurePosixPath(name).suffix.lower() != suffix]
@@ -195,7 +200,11 @@ def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(root):
+    """Names of the files, also of links that lead nowhere: what they stand for is told as missing where it is needed.
+
+    OSError where a folder cannot be read.
+    """
+    for folder, folders, names in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for link in (path for name in folders if (path := Path(folder, name)).is_symlink()):
             if not link.resolve().is_relative_to(root):  # one that leads to a folder here adds nothing
@@ -203,5 +212,10 @@ def _walk(root: Path) -> Iterator[str]:
                 raise DataError("PATH", what, where=str(link), why="a data set may only read its own files", fix=fix)
         for name in names:
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (path.is_file() or (path.is_symlink() and not path.exists())):
                 yield path.relative_to(root).as_posix()
+
+
+def _raise(error: OSError) -> NoReturn:
+    """os.walk passes over what it cannot read, unless it is told not to."""
+    raise error

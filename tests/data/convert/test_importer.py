@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -83,6 +84,33 @@ def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(tmp_path: Path) -
     photo(tmp_path / "elsewhere/b.jpg")
     (root / "valid").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"valid - the folder is a link to .*elsewhere"):
+        import_labels(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("lost", ["train/labels/a.txt", "train/images/a.jpg"])
+def test_a_link_that_leads_nowhere_is_a_fault_and_no_absent_file(tmp_path: Path, lost: str) -> None:
+    """As git-annex and DVC leave files that were not fetched; without its labels a photo would show nothing."""
+    root = yolo(tmp_path / "set", {"train/images/a.jpg": ROW, "train/images/b.jpg": ROW})
+    (root / lost).unlink()
+    (root / lost).symlink_to(".store/a")
+    with pytest.raises(DataError, match=r"E-\w+ .*/\.store/a - "):
+        import_labels(root, tmp_path / "out")
+    made = import_labels(root, tmp_path / "out", skip=True)
+    assert labels(made.parts[0].file) == {"train/images/b.jpg": [("good", BOX)]}
+    assert "1 images have faults and are left out" in made.notes
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = yolo(tmp_path / "set", {"train/images/a.jpg": ROW})
+    scandir = os.scandir
+
+    def forbidden(path: str) -> object:
+        if path.endswith("labels"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(DataError, match=r"E-READ .*train/labels - the folder cannot be read whole \(Permission denied"):
         import_labels(root, tmp_path / "out")
 
 
