@@ -55,6 +55,13 @@ def read(tree: Tree) -> Found:
         if stem not in tree.by_key:
             fault = DataError("MISSING", "the labels have no image", where=str(tree.root / label))
             found.faults.append(fault)
+    if lost := _misplaced(tree, labels):
+        what = f"{len(lost)} text files have names of photos, but lie neither beside them nor in a folder `labels`"
+        why, fix = (
+            "the photos would count as showing nothing",
+            "call their folder labels, or move them away",
+        )
+        found.faults.append(DataError("PLACE", what, where=str(tree.root / lost[0]), why=why, fix=fix))
     return found
 
 
@@ -172,6 +179,13 @@ def _label_files(tree: Tree) -> dict[str, str]:
             if _in_labels(path):
                 files[key(name)] = name
     return files
+
+
+def _misplaced(tree: Tree, labels: dict[str, str]) -> list[str]:
+    """Text files that no photo has and that are called like one without labels."""
+    bare = {PurePosixPath(name).stem for name in tree.images if key(name) not in labels}
+    texts = map(PurePosixPath, sorted({*tree.ending(".txt")} - {*labels.values()}))
+    return [str(path) for path in texts if path.stem in bare and not NO_LABELS.fullmatch(path.name)]
 
 
 def _in_labels(path: PurePosixPath) -> bool:

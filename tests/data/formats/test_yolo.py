@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,15 @@ def test_an_empty_line_among_the_names_moves_no_class(tmp_path: Path) -> None:
     put(root / "labels/a.txt", "1 0.5 0.5 0.2 0.5\n")
     with pytest.raises(DataError, match=r"a\.txt:1 - the object has no class"):
         import_labels(root, tmp_path / "other")
+
+
+@pytest.mark.parametrize("place", ["txt", "Annotations", "berlin", "images/yolo"])
+def test_labels_in_a_folder_that_is_not_theirs_are_not_lost(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "set"
+    for name in ("a", "b"):
+        photo(root / f"images/{name}.jpg")
+    put(root / f"{place}/a.txt", ROWS)
+    put(root / "labels/b.txt", ROWS)
+    put(root / "more/b.txt", "no labels, and b has its own")
+    put(root / "classes.txt", "\n".join(FIVE))
+    assert re.search(rf"E-PLACE .*{place}/a.txt - 1 text files have names of photos, but lie neither", refusal(root))
