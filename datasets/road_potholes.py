@@ -102,12 +102,15 @@ class Frame:
 def convert(source: Path, out: Path, *, copy: bool = False) -> dict[str, dict[str, Any]]:
     """Make `out` with train.json, val.json, images/ and the licence; returns the two contents by name.
 
-    source: the published repository, or its folder Dataset. out: absent or empty.
+    source: the published repository, or its folder Dataset. out: absent or empty, and not the working folder.
     copy: copy the photographs; else they are hard links, which take no space but need the same disk.
-    DataError: `out` is in use, or the published folder is damaged or not whole (all faults together).
+    DataError: `out` is in the way, or the published folder is damaged or not whole (all faults together).
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError("OUT", "the folder is in use", where=str(out), why="nothing is overwritten", fix="name another")
+    if out.resolve() == Path.cwd():  # it would have to be taken away from under the one who stands in it
+        what, fix = "this is the folder that you are in", "name a new folder in it, such as road_potholes"
+        raise DataError("OUT", what, where=str(out), fix=fix)
     dataset = source / "Dataset" if (source / "Dataset").is_dir() else source
     contents: dict[str, dict[str, Any]] = {}
     photos: list[Path] = []

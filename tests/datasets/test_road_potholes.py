@@ -125,6 +125,15 @@ def test_nothing_is_overwritten(small: ModuleType, published: Path, tmp_path: Pa
         small.convert(published, mine.parent)
 
 
+def test_the_folder_that_one_stands_in_is_no_new_one(
+    small: ModuleType, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(DataError, match="this is the folder that you are in"):
+        small.convert(published, Path())
+
+
 def test_every_damaged_frame_is_told(small: ModuleType, published: Path, tmp_path: Path) -> None:
     (published / "Dataset" / HOLES / f"{HOLES}_POTHOLE.png").write_bytes(b"version https://git-lfs")
     (published / "Dataset" / CLEAN / f"{CLEAN}_RAW.jpg").unlink()
