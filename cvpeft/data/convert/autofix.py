@@ -123,15 +123,22 @@ def _whole_ids(work: _Work) -> None:
                     entry[name] = new
 
 
+def _counted_ids(entries: list[Any]) -> Counter[int]:
+    return Counter(entry["id"] for entry in _objects(entries) if is_id(entry.get("id")))
+
+
 def _join_categories(work: _Work) -> None:
+    """Two categories of one name become the first; an id that others have too is left, or their boxes would follow."""
     first: dict[str, int] = {}
     new: dict[int, int] = {}
     kept = []
+    ids = _counted_ids(work.lists["categories"])
     for entry in work.lists["categories"]:
         name, number = (entry.get("name"), entry.get("id")) if isinstance(entry, dict) else (None, None)
-        if isinstance(name, str) and is_id(number) and name in first and number != first[name]:
-            work.note("categories of one name are joined", f"category {number}", name, first[name])
-            new[number] = first[name]
+        one = first.get(name) if isinstance(name, str) else None
+        if one is not None and is_id(number) and number != one and ids[number] == ids[one] == 1:
+            work.note("categories of one name are joined", f"category {number}", name, one)
+            new[number] = one
             continue
         if isinstance(name, str) and is_id(number):
             first.setdefault(name, number)
@@ -198,7 +205,7 @@ def _join_images(work: _Work) -> None:
     first: dict[Path, dict[str, Any]] = {}
     new: dict[int, int] = {}
     kept = []
-    ids = Counter(entry.get("id") for entry in _objects(work.lists["images"]) if is_id(entry.get("id")))
+    ids = _counted_ids(work.lists["images"])
     root = work.file.parent.resolve()
     for entry in work.lists["images"]:
         if (
@@ -211,7 +218,7 @@ def _join_images(work: _Work) -> None:
         path = find_image(root, entry["file_name"], str(root))[0]
         one = first.setdefault(path, entry)
         same = all(one.get(key) == entry.get(key) for key in ("width", "height"))
-        unique = ids[entry["id"]] == 1 or one["id"] == entry["id"]
+        unique = ids[entry["id"]] == ids[one["id"]] == 1 or one["id"] == entry["id"]
         if one is entry or not same or not unique:
             kept.append(entry)
             continue
@@ -225,11 +232,11 @@ def _join_images(work: _Work) -> None:
 
 def _settle_sizes(work: _Work) -> None:
     tree = Tree(work.file.parent.resolve(), ())
-    boxes = _boxes(work)
+    boxes, ids = _boxes(work), _counted_ids(work.lists["images"])
     for entry in _objects(work.lists["images"]):
         number, name = entry.get("id"), entry.get("file_name")
         height, width = entry.get("height"), entry.get("width")
-        if not is_id(number) or not isinstance(name, str):
+        if not is_id(number) or ids[number] > 1 or not isinstance(name, str):  # nobody knows in which image boxes lie
             continue
         try:
             size = tree.size(name)
