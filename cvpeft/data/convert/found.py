@@ -70,6 +70,12 @@ class Found:
     counts: Counter[str] = field(default_factory=Counter)
     loose_sizes: bool = False
 
+    def blame(self, images: Sequence[str], fault: DataError) -> None:
+        """A label file that cannot be used: its images have the fault, or they would pass for photos without labels."""
+        self.photos += [Photo(name, faults=[fault]) for name in images]
+        if not images:
+            self.faults.append(fault)
+
     def names(self) -> list[str]:
         """Classes as they come up in the labels, sorted: of formats that have no list of them."""
         return sorted({label.name for photo in self.photos for label in photo.labels})

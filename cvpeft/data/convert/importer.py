@@ -99,7 +99,8 @@ def import_labels(
     drafts = _drafts(tree, found)
     if misnamed and skip:  # it is the command that is wrong, not the source
         raise_faults(misnamed)
-    faults = [*misnamed, *found.faults, *(fault for photo in found.photos for fault in photo.faults)]
+    of_photos = (fault for photo in found.photos for fault in photo.faults)
+    faults = list(dict.fromkeys([*misnamed, *found.faults, *of_photos]))  # one may be of two photos
     if faults and not skip:
         raise_faults(faults, fix=SKIP if len(faults) > 1 else "")
     kept = {photo.name: drafts[photo.name] for photo in found.photos if not photo.faults}

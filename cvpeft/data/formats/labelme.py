@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from cvpeft.data.coco_file import is_number, short, stated_size
 from cvpeft.data.convert.found import Found, Label, Photo, hull
-from cvpeft.data.convert.tree import Tree, split_of
+from cvpeft.data.convert.tree import Tree, key, split_of
 from cvpeft.errors import DataError
 
 __all__ = ["matches", "read"]
@@ -37,7 +37,7 @@ def read(tree: Tree) -> Found:
                 continue
             image = _image(tree, file, content, where)
         except DataError as fault:
-            found.faults.append(fault)
+            found.blame(tree.by_key.get(key(file), []), fault)
             continue
         photo = Photo(
             image,

@@ -42,7 +42,7 @@ def read(tree: Tree) -> Found:
             root = _parse(tree, file)
             image = _image(tree, file, root, found)
         except DataError as fault:
-            found.faults.append(fault)
+            found.blame(tree.by_key.get(key(file), []), fault)
             continue
         split = sets.get(key(image), "") if sets else split_of(PurePosixPath(image).parts[:-1])
         photo = Photo(image, split=split, stated=_stated(root))

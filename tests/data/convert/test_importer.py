@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from cvpeft.data.check.run import check
 from cvpeft.data.convert.importer import formats, import_labels
 from cvpeft.data.split import split_json
 from cvpeft.errors import DataError, ResourceError
-from tests.data.sources import content, labels, photo, put, state, yolo
+from tests.data.sources import content, labels, photo, put, state, xml, yolo
 
 ROW = "0 0.5 0.5 0.5 0.5"
 BOX = [25.0, 15.0, 50.0, 30.0]
+LABELME = json.dumps({"shapes": [{"label": "good", "shape_type": "rectangle", "points": [[25, 15], [75, 45]]}]})
 
 
 def test_the_formats_are_the_files_of_their_folder() -> None:
@@ -85,6 +87,25 @@ def test_a_folder_that_is_a_link_is_not_passed_over_in_silence(tmp_path: Path) -
     (root / "valid").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"valid - the folder is a link to .*elsewhere"):
         import_labels(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [(xml([("good", 25, 15, 75, 45)]), "<annotation><object>"), (LABELME, '{"shapes": [')],
+    ids=["voc", "labelme"],
+)
+def test_a_photo_whose_labels_are_damaged_is_no_negative(tmp_path: Path, sound: str, damaged: str) -> None:
+    root, ending = tmp_path / "set", "xml" if sound.startswith("<") else "json"
+    for name, text in (("a", sound), ("b", damaged), ("c", None), ("d", damaged)):
+        photo(root / f"{name}.jpg")
+        if text:
+            put(root / f"{name}.{ending}", text)
+    photo(root / "d.png")
+    with pytest.raises(DataError, match=r"^E-DATA 2 faults"):
+        import_labels(root, tmp_path / "out", negatives=True)
+    made = import_labels(root, tmp_path / "out", negatives=True, skip=True)
+    assert labels(made.parts[0].file) == {"a.jpg": [("good", BOX)], "c.jpg": []}
+    assert "3 images have faults and are left out" in made.notes
 
 
 @pytest.mark.parametrize("lost", ["train/labels/a.txt", "train/images/a.jpg"])
