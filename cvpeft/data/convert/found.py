@@ -60,13 +60,14 @@ class Found:
     """What a source holds.
 
     classes: names in the source's order. faults: of labels that belong to no image. unlabelled: images without a word
-    on what they show. counts: what was put right, or needs to be known, and how often. loose_sizes: see `settle`.
+    on what they show, and the split of each. counts: what was put right, or needs to be known, and how often.
+    loose_sizes: see `settle`.
     """
 
     photos: list[Photo] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     faults: list[DataError] = field(default_factory=list)
-    unlabelled: list[str] = field(default_factory=list)
+    unlabelled: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     loose_sizes: bool = False
 
@@ -80,10 +81,10 @@ class Found:
         """Classes as they come up in the labels, sorted: of formats that have no list of them."""
         return sorted({label.name for photo in self.photos for label in photo.labels})
 
-    def without_photo(self, images: Sequence[str]) -> list[str]:
-        """Those of the source's images that no label speaks of."""
+    def leave_unlabelled(self, images: Sequence[str], split: Callable[[str], str]) -> None:
+        """Keep those of the source's images that no label speaks of. split: of an image, by its name."""
         seen = {photo.name for photo in self.photos}
-        return [name for name in images if name not in seen]
+        self.unlabelled = {name: split(name) for name in images if name not in seen}
 
 
 def hull(xs: Sequence[float], ys: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from cvpeft.data import formats as folder
 from cvpeft.data.boxes import Box, clip_box, read_box, upright_hull
 from cvpeft.data.convert.found import Found, Label, Photo
 from cvpeft.data.convert.sizes import settle
-from cvpeft.data.convert.tree import Tree, split_of
+from cvpeft.data.convert.tree import Tree
 from cvpeft.data.convert.writer import Part, write_set
 from cvpeft.data.faults import raise_faults
 from cvpeft.data.similar import ROBOFLOW
@@ -135,7 +135,7 @@ def _chosen(tree: Tree, form: str) -> Format:
 
 def _take_unlabelled(found: Found, negatives: bool) -> None:
     if negatives:
-        found.photos += [Photo(name, split=split_of(PurePosixPath(name).parts[:-1])) for name in found.unlabelled]
+        found.photos += [Photo(name, split=split) for name, split in found.unlabelled.items()]
     elif found.unlabelled:
         found.counts[UNLABELLED] += len(found.unlabelled)
 

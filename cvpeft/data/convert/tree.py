@@ -21,7 +21,7 @@ from cvpeft.data.images import find_image
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size, upright_size
 
-__all__ = ["Tree", "key", "own_folders", "split_of"]
+__all__ = ["Tree", "folder_split", "key", "own_folders", "split_of"]
 
 IMAGES = {  # also those that cannot be decoded: they are told, not overlooked
     ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif",
@@ -46,6 +46,11 @@ def split_of(words: Iterable[str]) -> str:
     """train, val or test by the first word that names one, years cut off; empty where none does."""
     plain = (re.sub(r"(19|20)\d\d$", "", word.lower()) for word in words)
     return next((SPLITS[word] for word in plain if word in SPLITS), "")
+
+
+def folder_split(name: str) -> str:
+    """As `split_of`, by the folders of a file."""
+    return split_of(PurePosixPath(name).parts[:-1])
 
 
 def own_folders(folders: Iterable[str]) -> list[str]:
@@ -133,7 +138,7 @@ class Tree:
         parts = unquote(text.split("?d=")[-1]).replace("\\", "/").split("/")
         named = self._by_file.get(parts[-1]) or self._by_file.get(text.replace("\\", "/").split("/")[-1], [])
         named = [name for name in named if _agree([*self._home(name, file), *parts[:-1]], _folders(name, file))]
-        named = [name for name in named if not split or split_of(PurePosixPath(name).parts[:-1]) in ("", split)]
+        named = [name for name in named if not split or folder_split(name) in ("", split)]
         for start in range(len(parts)):
             end = "/" + "/".join(parts[start:])
             found = [name for name in named if f"/{name}".endswith(end)]

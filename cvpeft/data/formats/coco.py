@@ -27,7 +27,7 @@ from cvpeft.data.coco_file import (
     whole,
 )
 from cvpeft.data.convert.found import Found, Label, Photo, hull
-from cvpeft.data.convert.tree import Tree, split_of
+from cvpeft.data.convert.tree import Tree, folder_split, split_of
 from cvpeft.errors import DataError
 
 __all__ = ["matches", "read"]
@@ -46,7 +46,7 @@ def read(tree: Tree) -> Found:
     files = [name for name in tree.ending(".json") if _is_coco(tree, name)]
     for file in files or tree.ending(".json")[:1]:
         _Json(tree, file, found).read()
-    found.unlabelled = found.without_photo(tree.images)
+    found.leave_unlabelled(tree.images, folder_split)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from cvpeft.data.coco_file import is_number, short, stated_size
 from cvpeft.data.convert.found import Found, Label, Photo, hull
-from cvpeft.data.convert.tree import Tree, key, split_of
+from cvpeft.data.convert.tree import Tree, folder_split, key
 from cvpeft.errors import DataError
 
 __all__ = ["matches", "read"]
@@ -41,13 +41,14 @@ def read(tree: Tree) -> Found:
             continue
         photo = Photo(
             image,
-            split=split_of(PurePosixPath(image).parts[:-1]),
+            split=folder_split(image),
             stated=stated_size(content.get("imageHeight"), content.get("imageWidth")),
         )
         for number, shape in enumerate(content["shapes"]):
             photo.take(partial(_label, shape, found, f"{where}: shapes[{number}]"))
         found.photos.append(photo)
-    found.classes, found.unlabelled = found.names(), found.without_photo(tree.images)
+    found.classes = found.names()
+    found.leave_unlabelled(tree.images, folder_split)
     return found
 
 

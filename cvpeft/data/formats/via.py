@@ -18,7 +18,7 @@ from typing import Any
 
 from cvpeft.data.coco_file import is_number
 from cvpeft.data.convert.found import Found, Label, Photo, hull
-from cvpeft.data.convert.tree import Tree, split_of
+from cvpeft.data.convert.tree import Tree, folder_split, split_of
 from cvpeft.errors import DataError
 
 __all__ = ["matches", "read"]
@@ -46,7 +46,7 @@ def read(tree: Tree) -> Found:
                 what = f"the image {stated[:100]!r} is not there, or more than one could be meant"
                 found.faults.append(DataError("MISSING", what, where=where))
                 continue
-            own = split or split_of(PurePosixPath(image).parts[:-1])
+            own = split or folder_split(image)
             photo = photos.setdefault(image, Photo(image, split=own))
             photo.stated = photo.stated or _size(tree, image)
             if names.setdefault(image, stated) != stated:
@@ -56,7 +56,8 @@ def read(tree: Tree) -> Found:
                 continue
             photo.take(partial(_label, row, found, where))
     found.photos = list(photos.values())
-    found.classes, found.unlabelled = found.names(), found.without_photo(tree.images)
+    found.classes = found.names()
+    found.leave_unlabelled(tree.images, folder_split)
     return found
 
 

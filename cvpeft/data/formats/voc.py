@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import NoReturn
 
 from cvpeft.data.convert.found import Found, Label, Photo
-from cvpeft.data.convert.tree import Tree, key, split_of
+from cvpeft.data.convert.tree import Tree, folder_split, key, split_of
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size
 
@@ -36,6 +36,10 @@ def matches(tree: Tree) -> bool:
 def read(tree: Tree) -> Found:
     found = Found(loose_sizes=True)
     sets = _image_sets(tree)
+
+    def split(image: str) -> str:
+        return sets.get(key(image), "") if sets else folder_split(image)
+
     for file in tree.ending(".xml"):
         where = str(tree.root / file)
         try:
@@ -44,12 +48,12 @@ def read(tree: Tree) -> Found:
         except DataError as fault:
             found.blame(tree.by_key.get(key(file), []), fault)
             continue
-        split = sets.get(key(image), "") if sets else split_of(PurePosixPath(image).parts[:-1])
-        photo = Photo(image, split=split, stated=_stated(root))
+        photo = Photo(image, split=split(image), stated=_stated(root))
         for number, item in enumerate(root.iter("object")):
             photo.take(partial(_label, item, found, f"{where}: object {number}"))
         found.photos.append(photo)
-    found.classes, found.unlabelled = found.names(), found.without_photo(tree.images)
+    found.classes = found.names()
+    found.leave_unlabelled(tree.images, split)
     return found
 
 

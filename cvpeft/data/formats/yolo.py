@@ -19,7 +19,7 @@ from typing import Any
 from cvpeft.config.reader import Fault, Origin, RefusedError, parse
 from cvpeft.data.coco_file import is_id, short
 from cvpeft.data.convert.found import Found, Label, Photo, hull
-from cvpeft.data.convert.tree import Tree, key, split_of
+from cvpeft.data.convert.tree import Tree, folder_split, key
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import Size
 
@@ -49,7 +49,7 @@ def read(tree: Tree) -> Found:
         if splits and name not in splits:
             found.counts[f"images are in no split of {file}; left out"] += 1
             continue
-        split = splits[name] if splits else split_of(PurePosixPath(name).parts[:-1])
+        split = splits[name] if splits else folder_split(name)
         found.photos.append(_photo(tree, name, split, labels.get(key(name)), keypoints, found))
     for stem, label in labels.items():
         if stem not in tree.by_key:

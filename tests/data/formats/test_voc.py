@@ -122,6 +122,9 @@ def test_photos_without_labels_may_be_said_to_show_nothing(tmp_path: Path) -> No
     photo(root / "JPEGImages/empty.jpg")
     run(root, negatives=True)
     assert labels(tmp_path / "out/data.json") == {"JPEGImages/a.jpg": [BOX], "JPEGImages/empty.jpg": []}
+    put(root / "ImageSets/Main/val.txt", "empty\n")
+    import_labels(root, tmp_path / "split", negatives=True)
+    assert labels(tmp_path / "split/val.json") == {"JPEGImages/empty.jpg": []}
 
 
 @pytest.mark.parametrize(
