@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from cvpeft.errors import DataError
 
-__all__ = ["raise_faults"]
+__all__ = ["raise_faults", "refuse_seed"]
 
 SHOWN = 20  # faults that are printed
 
@@ -22,3 +22,9 @@ def raise_faults(faults: Sequence[DataError], *, fix: str = "") -> NoReturn:
         kinds = Counter(fault.code for fault in faults)
         lines.append(f"  and {len(faults) - SHOWN} more; in all " + ", ".join(f"{n} {c}" for c, n in kinds.items()))
     raise DataError("DATA", f"{len(faults)} faults in the data set\n" + "\n".join(lines).rstrip("."), fix=fix)
+
+
+def refuse_seed(seed: int) -> None:
+    """DataError for a seed that numpy's generators do not take."""
+    if seed < 0:
+        raise DataError("SEED", f"the seed is {seed}", fix="use 0 or more")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cvpeft.data.coco import CocoData, ImageRecord
+from cvpeft.data.faults import refuse_seed
 from cvpeft.errors import DataError
 from cvpeft.files import refuse_existing, write_whole
 from cvpeft.runtime.draw import JPEG_SIDE, draw
@@ -76,11 +77,12 @@ def _refuse_long(images: int, columns: int, target: Path) -> None:
 def write_sheet(target: Path, data: CocoData, *, images: int = 24, seed: int | None = None, columns: int = 4) -> int:
     """Write a contact sheet as JPEG and return how many images are on it: the first ones, or with a seed any.
 
-    DataError where the file is there already, or the sheet would be too long for a JPEG.
+    DataError where the file is there already, the seed is negative, or the sheet would be too long for a JPEG.
     """
     refuse_existing(target, fix="name another file with --out")
     chosen = np.arange(len(data.images))
     if seed is not None:
+        refuse_seed(seed)
         chosen = np.sort(np.random.default_rng(seed).permutation(chosen)[:images])
     shown = [data.images[i] for i in chosen[:images].tolist()]
     _refuse_long(len(shown), min(columns, len(shown)), target)

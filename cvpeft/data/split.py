@@ -20,6 +20,7 @@ import numpy as np
 
 from cvpeft.data.check.pixels import decode_all
 from cvpeft.data.coco_file import Lists, read_coco_file, short
+from cvpeft.data.faults import refuse_seed
 from cvpeft.data.images import find_image, is_file
 from cvpeft.data.similar import groups_of, near_links, photo_name
 from cvpeft.errors import DataError
@@ -72,6 +73,7 @@ def split_json(
     if len(shares) < 2 or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         told = " ".join(f"{name}={share:g}" for name, share in shares.items())
         raise DataError("SPLIT", f"the parts are {told or 'none'}", fix="name two or more, their shares summing to 1")
+    refuse_seed(seed)
     groups = _groups(file, _fields(by), allow_leaks=allow_leaks)
     names, wanted = list(shares), np.array(list(shares.values()))
     dealt = _dealt(_contents(groups), wanted, seed)

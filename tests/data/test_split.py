@@ -71,6 +71,13 @@ def test_the_seed_decides_and_repeats(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+def test_a_negative_seed_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = alike(tmp_path)
+    for command in (["split", str(file)], ["show", str(file), "--out", str(tmp_path / "sheet.jpg")]):
+        assert main(["data", *command, "--seed", "-1"]) == 2
+        assert capsys.readouterr().err == "E-SEED the seed is -1. Fix: use 0 or more\n"
+
+
 def test_roboflows_copies_of_a_photo_stay_together(tmp_path: Path) -> None:
     file = coco(tmp_path, sections=40, each=1)
     content = json.loads(file.read_text())
