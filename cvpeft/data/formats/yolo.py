@@ -29,6 +29,7 @@ NAMES = ("classes.txt", "obj.names", "predefined_classes.txt")
 NO_LABELS = re.compile(r"(classes|predefined_classes|train|val|valid|test|trainval|notes|readme.*)\.txt", re.IGNORECASE)
 POLYGONS = "polygons are replaced by the upright boxes around them"
 KEYPOINTS = "rows have keypoints, which are left out; their boxes are kept"
+FARTHEST = 2.0  # part of a side that no box lies at, however carelessly it was drawn; these are pixels
 DIGITS = 4  # of a box in pixels; the files hold six of its parts
 
 
@@ -246,6 +247,9 @@ def _box(values: list[float], keypoints: int, found: Found, where: str) -> list[
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         what = f"the row has {len(values) + 1} numbers, not a class and x y w h or three or more points"
         raise DataError("ROW", what, where=where)
+    if max(map(abs, values)) > FARTHEST:
+        what = f"the row has numbers up to {max(map(abs, values)):g}, and they are parts of the image's sides, 0..1"
+        raise DataError("ROW", what, where=where, fix="divide pixels by the width and the height of the image")
     if len(values) > 4:
         found.counts[POLYGONS] += 1
         return hull(values[::2], values[1::2])

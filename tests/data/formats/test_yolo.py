@@ -92,7 +92,9 @@ def test_poses_of_another_shape_are_refused(tmp_path: Path, shape: str, row: str
         ("0 0.5 0.5 0.2 0.2 0.9", "a sixth number is a detector's score".capitalize()),
         ("0 0.5 0.5 nan 0.2", "holds what is no number"),
         ("0 0.5 0.5 x 0.2", "does not consist of numbers"),
-        ("0 50 30 20 20", r"leaves the image of 100x60"),
+        ("0 1.5 0.5 0.2 0.2", r"leaves the image of 100x60"),
+        ("0 50 30 20 20", "numbers up to 50, and they are parts of the image's sides, 0..1. Fix: divide pixels by"),
+        ("0 5 5 9 5 9 25", "numbers up to 25, and they are parts"),
         ("0 0.5 0.5 -0.2 0.2", "width and height are -0.2 and 0.2, a negative size. Fix: draw the box anew"),
     ],
 )
