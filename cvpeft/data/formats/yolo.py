@@ -42,10 +42,11 @@ def read(tree: Tree) -> Found:
     found = Found()
     file = _yaml(tree)
     settings = _settings(tree, file) if file else {}
-    found.classes = _class_names(tree, file, settings)
+    found.classes = _class_names(tree, file or _names_file(tree), settings)
     keypoints = _keypoints(settings, str(tree.root / file))
     splits = _splits(tree, file, settings, found) if file else {}
     labels = _label_files(tree)
+    _refuse_other_names(tree, labels, file or _names_file(tree), found.classes)
     for name in tree.images:
         if splits and name not in splits:
             found.counts[f"images are in no split of {file}; left out"] += 1
@@ -70,16 +71,42 @@ def read(tree: Tree) -> Found:
 
 
 def _yaml(tree: Tree) -> str:
-    """The yaml nearest to the root that speaks of names, data.yaml before others."""
+    return next(iter(_yamls(tree)), "")
+
+
+def _yamls(tree: Tree) -> list[str]:
+    """Those that speak of names, the nearest to the root first, data.yaml before others."""
     files = [f for f in tree.ending(".yaml", ".yml") if re.search(r"^names\s*:", tree.text(f), re.MULTILINE)]
-    order = sorted(files, key=lambda f: (f.count("/"), PurePosixPath(f).stem != "data", f))
-    return order[0] if order else ""
+    return sorted(files, key=lambda f: (f.count("/"), PurePosixPath(f).stem != "data", f))
 
 
 def _names_file(tree: Tree) -> str:
-    """A list of names; a text file of one of these names that has a photo holds its labels."""
+    return next(iter(_names_files(tree)), "")
+
+
+def _names_files(tree: Tree) -> list[str]:
+    """Lists of names; a text file of one of these names that has a photo holds its labels."""
     listed = (name for name in tree.files if PurePosixPath(name).name in NAMES)
-    return next((name for name in listed if not (name.endswith(".txt") and _may_be_labels(tree, name))), "")
+    return [name for name in listed if not (name.endswith(".txt") and _may_be_labels(tree, name))]
+
+
+def _refuse_other_names(tree: Tree, labels: dict[str, str], file: str, classes: list[str]) -> None:
+    """DataError where labels have names of their own, as two exports side by side have."""
+    yamls, lists = _yamls(tree), _names_files(tree)
+    for folder in sorted({PurePosixPath(name).parent for name in labels.values()}):
+        own = _nearest(yamls, folder) or _nearest(lists, folder)
+        if own and own != file:
+            names = _class_names(tree, own, _settings(tree, own) if own in yamls else {})
+            if names != classes:
+                what = f"the labels in {folder} have other class names than {file}: {', '.join(names)[:100]}"
+                fix = f"import each folder by itself and join them by cvpeft data merge, or move {file} away"
+                raise DataError("NAMES", what, where=str(tree.root / own), why="classes would be mixed up", fix=fix)
+
+
+def _nearest(files: list[str], folder: PurePosixPath) -> str:
+    """Of some files the first one in a folder, or in the nearest above it; empty where none lies there."""
+    above = {PurePosixPath(file).parent: file for file in reversed(files)}
+    return next((above[place] for place in (folder, *folder.parents) if place in above), "")
 
 
 def _settings(tree: Tree, file: str) -> dict[str, Any]:
@@ -103,13 +130,12 @@ def _class_names(tree: Tree, file: str, settings: dict[str, Any]) -> list[str]:
         if sorted(names) != sorted(map(str, range(len(names)))):
             raise DataError("NAMES", f"names has the indices {', '.join(names)}, not 0..{len(names) - 1}", where=where)
         names = [names[str(i)] for i in range(len(names))]
-    if not file and (other := _names_file(tree)):
-        where = str(tree.root / other)
+    if PurePosixPath(file).name in NAMES:
         # An empty line before the last name has a number too, or all classes behind it would become others.
-        names = [line.strip() for line in tree.text(other).rstrip().splitlines()]
+        names = [line.strip() for line in tree.text(file).rstrip().splitlines()]
     if not isinstance(names, list) or not names:
         what, fix = "the names of the classes are not there", "write data.yaml with `names: [first, second]`"
-        raise DataError("NAMES", what, where=where if file else str(tree.root), fix=fix)
+        raise DataError("NAMES", what, where=where, fix=fix)
     if "nc" in settings and settings["nc"] != len(names):
         raise DataError("NAMES", f"nc is {settings['nc']}, but there are {len(names)} names", where=where)
     return [str(name).strip() for name in names]

@@ -249,3 +249,20 @@ def test_labels_in_a_folder_that_is_not_theirs_are_not_lost(tmp_path: Path, plac
     put(root / "more/b.txt", "no labels, and b has its own")
     put(root / "classes.txt", "\n".join(FIVE))
     assert re.search(rf"E-PLACE .*{place}/a.txt - 1 text files have names of photos, but lie neither", refusal(root))
+
+
+@pytest.mark.parametrize(("file", "names"), [("classes.txt", "{}\n{}\n"), ("data.yaml", "names: [{}, {}]\n")])
+def test_exports_side_by_side_keep_their_own_names(tmp_path: Path, file: str, names: str) -> None:
+    """As Label Studio writes them, each with the classes in an order of its own."""
+    root = tmp_path / "set"
+    for city, classes in (("berlin", ("good", "broke")), ("lyon", ("broke", "good"))):
+        photo(root / city / "images/1.jpg")
+        put(root / city / "labels/1.txt", "0 0.5 0.5 0.2 0.5\n")
+        put(root / city / file, names.format(*classes))
+    told = rf"the labels in lyon/labels have other class names than berlin/{file}: broke, good\."
+    assert re.match(rf"E-NAMES .*lyon/{file} - {told}", refusal(root))
+    put(root / "lyon" / file, names.format("good", "broke"))
+    if file == "data.yaml":
+        put(root / "lyon/yolov5/data/coco.yaml", "names: [person]\n")  # of no labels
+    run(root)
+    assert labels(tmp_path / "out/data.json") == {f"{city}/images/1.jpg": BOXES[:1] for city in ("berlin", "lyon")}
