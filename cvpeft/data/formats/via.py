@@ -1,8 +1,9 @@
 """VGG Image Annotator (VIA 2): csv files with a row for each region, or one of region_count 0 for an image without any.
 
 Rectangles are taken, polygons, circles and ellipses become the boxes around them; points and lines have no box and are
-faults. The class is the only region attribute, or the one called class, label, type, name or category; a checkbox
-counts where one box is ticked. Regions without a class can be named together by `--map =NAME`.
+faults. The class is the only region attribute, or the one called class, else the only one with a value of those called
+label, type, name and category; a checkbox counts where one box is ticked. Regions without a class can be named together
+by `--map =NAME`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cvpeft.errors import DataError
 __all__ = ["matches", "read"]
 
 COLUMNS = {"filename", "region_count", "region_shape_attributes", "region_attributes"}
-CLASS_KEYS = ("class", "label", "type", "name", "category")
+CLASS_KEYS = ("label", "type", "name", "category")  # where none is called class
 SHAPES = "polygons, circles and ellipses are replaced by the upright boxes around them"
 
 
@@ -143,10 +144,13 @@ def _box(shape: dict[str, Any], where: str) -> list[float]:
 
 
 def _class(attributes: dict[str, Any], where: str) -> str:
-    keys = list(attributes) if len(attributes) == 1 else [key for key in CLASS_KEYS if key in attributes]
-    if not keys and attributes:
+    keys = list(attributes)
+    if len(keys) > 1:
+        known = ["class"] if "class" in attributes else [key for key in CLASS_KEYS if key in attributes]
+        keys = [key for key in known if attributes[key]] or known[:1]
+    if attributes and len(keys) != 1:
         what = f"the region has the attributes {', '.join(attributes)[:100]}; which is the class cannot be known"
-        raise DataError("CLASS", what, where=where, fix=f"call it one of {', '.join(CLASS_KEYS)}")
+        raise DataError("CLASS", what, where=where, fix="call it class")
     value = attributes[keys[0]] if keys else ""
     if isinstance(value, dict):  # a checkbox: name -> ticked
         ticked = [name for name, on in value.items() if on]

@@ -117,11 +117,27 @@ def test_regions_without_a_class_can_be_named_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "attributes",
+    [
+        {"class": "good", "type": "round"},
+        {"name": "", "type": "good", "colour": "grey"},
+        {"colour": "grey", "label": "good"},
+        {"state": "good"},
+    ],
+)
+def test_the_class_is_one_of_several_attributes(tmp_path: Path, attributes: dict[str, str]) -> None:
+    import_labels(via(tmp_path / "set", ("a.jpg", RECT, attributes)), tmp_path / "out")
+    assert labels(tmp_path / "out/data.json") == {"a.jpg": [("good", [10.0, 10.0, 20.0, 30.0])]}
+
+
+@pytest.mark.parametrize(
     ("shape", "attributes", "told"),
     [
         ({"name": "point", "cx": 1, "cy": 2}, {"type": "good"}, "a point of these points has no box"),
         ({"name": "rect", "x": 1, "y": 2}, {"type": "good"}, "lacks one of the numbers"),
         (RECT, {"colour": "grey", "state": "good"}, "which is the class cannot be known"),
+        (RECT, {"name": "broke", "type": "round"}, "attributes name, type; which is the class cannot be known"),
+        (RECT, {"class": "", "type": "round"}, "the object has no class"),
         (RECT, {"type": {"good": True, "broke": True}}, "is good and broke at once"),
         (["rect"], {"type": "good"}, "not an object of json"),
     ],
