@@ -1,9 +1,9 @@
 """VGG Image Annotator (VIA 2): csv files with a row for each region, or one of region_count 0 for an image without any.
 
 Rectangles are taken, polygons, circles and ellipses become the boxes around them; points and lines have no box and are
-faults. The class is the only region attribute, or the one called class, else the only one with a value of those called
-label, type, name and category; a checkbox counts where one box is ticked. Regions without a class can be named together
-by `--map =NAME`.
+faults. The class is the csv's only region attribute, or the one called class, else the only one with a value of those
+called label, type, name and category; a checkbox counts where one box is ticked. Regions without a class can be named
+together by `--map =NAME`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def read(tree: Tree) -> Found:
     names: dict[str, str] = {}  # of an image, as its first row has it
     for file in filter(lambda name: _is_via(tree, name), tree.ending(".csv")):
         split = split_of([*PurePosixPath(file).parts[:-1], *PurePosixPath(file).stem.split("_")])
-        for number, row in enumerate(_rows(tree, file), 2):
+        rows = _rows(tree, file)
+        alone = len({key for row in rows for key in _parsed(row, "region_attributes") or {}}) == 1
+        for number, row in enumerate(rows, 2):
             where = f"{tree.root / file}:{number}"
             stated = row["filename"] or ""
             image = _image(tree, file, stated, split)
@@ -55,7 +57,7 @@ def read(tree: Tree) -> Found:
                 photo.faults.append(DataError("TWICE", what, where=where, fix="give each photo its own name"))
             if (row["region_count"] or "").strip() == "0":
                 continue
-            photo.take(partial(_label, row, found, where))
+            photo.take(partial(_label, row, alone, found, where))
     found.photos = list(photos.values())
     found.classes = found.names()
     found.leave_unlabelled(tree.images, folder_split)
@@ -96,22 +98,27 @@ def _size(tree: Tree, image: str) -> tuple[int, int] | None:
         return None
 
 
-def _label(row: dict[str, str], found: Found, where: str) -> Label:
+def _label(row: dict[str, str], alone: bool, found: Found, where: str) -> Label:
     shape, attributes = _object(row, "region_shape_attributes", where), _object(row, "region_attributes", where)
     box = _box(shape, where)
     if shape["name"] != "rect":
         found.counts[SHAPES] += 1
-    return Label(_class(attributes, where), box, where)
+    return Label(_class(attributes, alone, where), box, where)
 
 
 def _object(row: dict[str, str], column: str, where: str) -> dict[str, Any]:
+    value = _parsed(row, column)
+    if value is None:
+        raise DataError("ROW", f"{column} is {(row[column] or '')[:60]!r}, not an object of json", where=where)
+    return value
+
+
+def _parsed(row: dict[str, str], column: str) -> dict[str, Any] | None:
     try:
         value = json.loads(row[column] or "{}")
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise DataError("ROW", f"{column} is {(row[column] or '')[:60]!r}, not an object of json", where=where)
-    return value
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _box(shape: dict[str, Any], where: str) -> list[float]:
@@ -143,9 +150,10 @@ def _box(shape: dict[str, Any], where: str) -> list[float]:
     return hull(xs, ys)
 
 
-def _class(attributes: dict[str, Any], where: str) -> str:
+def _class(attributes: dict[str, Any], alone: bool, where: str) -> str:
+    """alone: whether the regions of the csv have one attribute between them, which is the class whatever its name."""
     keys = list(attributes)
-    if len(keys) > 1:
+    if not alone:
         known = ["class"] if "class" in attributes else [key for key in CLASS_KEYS if key in attributes]
         keys = [key for key in known if attributes[key]] or known[:1]
     if attributes and len(keys) != 1:

@@ -130,6 +130,17 @@ def test_the_class_is_one_of_several_attributes(tmp_path: Path, attributes: dict
     assert labels(tmp_path / "out/data.json") == {"a.jpg": [("good", [10.0, 10.0, 20.0, 30.0])]}
 
 
+def test_an_attribute_is_not_the_class_where_other_regions_have_more(tmp_path: Path) -> None:
+    """VIA leaves out what was not set: a region without a type would be of the class grey."""
+    root = via(
+        tmp_path / "set", ("a.jpg", RECT, {"type": "good", "colour": "grey"}), ("b.jpg", RECT, {"colour": "grey"})
+    )
+    with pytest.raises(DataError, match="the region has the attributes colour; which is the class cannot be known"):
+        import_labels(root, tmp_path / "out")
+    import_labels(root, tmp_path / "out", skip=True)
+    assert labels(tmp_path / "out/data.json") == {"a.jpg": [("good", [10.0, 10.0, 20.0, 30.0])]}
+
+
 @pytest.mark.parametrize(
     ("shape", "attributes", "told"),
     [
