@@ -47,23 +47,22 @@ def read(tree: Tree) -> Found:
     splits = _splits(tree, file, settings, found) if file else {}
     labels = _label_files(tree)
     _refuse_other_names(tree, labels, file or _names_file(tree), found.classes)
+    misplaced = _misplaced(tree, labels)
     for name in tree.images:
         if splits and name not in splits:
             found.counts[f"images are in no split of {file}; left out"] += 1
             continue
         split = splits[name] if splits else folder_split(name)
-        found.photos.append(_photo(tree, name, split, labels.get(key(name)), keypoints, found))
+        photo = _photo(tree, name, split, labels.get(key(name)), keypoints, found)
+        found.photos.append(photo)
+        if key(name) not in labels and (other := misplaced.get(PurePosixPath(name).stem)):
+            what = f"{other} is called like it, but lies neither beside it nor in `labels` for `images`"
+            why, fix = "the photo would count as showing nothing", "move that file there, or away"
+            photo.faults.append(DataError("PLACE", what, where=str(tree.root / name), why=why, fix=fix))
     for stem, label in labels.items():
         if stem not in tree.by_key:
             fault = DataError("MISSING", "the labels have no image", where=str(tree.root / label))
             found.faults.append(fault)
-    if lost := _misplaced(tree, labels):
-        what = f"{len(lost)} text files have names of photos, but lie neither beside them nor in a folder `labels`"
-        why, fix = (
-            "the photos would count as showing nothing",
-            "call their folder labels, or move them away",
-        )
-        found.faults.append(DataError("PLACE", what, where=str(tree.root / lost[0]), why=why, fix=fix))
     return found
 
 
@@ -208,11 +207,11 @@ def _label_files(tree: Tree) -> dict[str, str]:
     return files
 
 
-def _misplaced(tree: Tree, labels: dict[str, str]) -> list[str]:
-    """Text files that no photo has and that are called like one without labels."""
-    bare = {PurePosixPath(name).stem for name in tree.images if key(name) not in labels}
-    texts = map(PurePosixPath, sorted({*tree.ending(".txt")} - {*labels.values()}))
-    return [str(path) for path in texts if path.stem in bare and not NO_LABELS.fullmatch(path.name)]
+def _misplaced(tree: Tree, labels: dict[str, str]) -> dict[str, str]:
+    """Text files that are no photo's, by their names without ending."""
+    owned = {label for stem, label in labels.items() if stem in tree.by_key}
+    texts = map(PurePosixPath, sorted({*tree.ending(".txt")} - owned))
+    return {path.stem: str(path) for path in texts if not NO_LABELS.fullmatch(path.name)}
 
 
 def _in_labels(path: PurePosixPath) -> bool:
