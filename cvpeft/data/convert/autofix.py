@@ -329,8 +329,8 @@ def _drop_doubles(work: _Work) -> None:
     kept = []
     for entry in work.lists["annotations"]:
         if isinstance(entry, dict):
-            keys = ("image_id", "category_id", "bbox", "iscrowd", "attributes")
-            mark = json.dumps([entry.get(key) or None for key in keys], sort_keys=True)
+            exact = [entry.get(key) for key in ("image_id", "category_id", "bbox")]  # 0 is an id, and null is none
+            mark = json.dumps([*exact, *(entry.get(key) or None for key in ("iscrowd", "attributes"))], sort_keys=True)
             if mark in seen and entry.get("bbox"):
                 work.note("boxes that are there twice are dropped once", _title(entry), entry["bbox"])
                 continue

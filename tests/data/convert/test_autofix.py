@@ -170,6 +170,16 @@ def test_entries_of_one_image_whose_id_others_have_are_not_joined(tmp_path: Path
     assert "image id 1 is used by" in str(fixed.left)
 
 
+def test_a_box_of_class_0_is_no_double_of_one_without_a_class(tmp_path: Path) -> None:
+    data = coco(1)
+    data["categories"][0]["id"] = 0
+    data["annotations"][0]["category_id"] = 0
+    data["annotations"].insert(0, {**data["annotations"][0], "id": 9, "category_id": None})
+    fixed = fix(write(tmp_path, data))
+    assert not fixed.counts
+    assert content(fixed.file) == data
+
+
 def test_boxes_are_not_clipped_to_an_image_that_may_not_be_theirs(tmp_path: Path) -> None:
     data = coco(2)
     data["images"][1].update(id=1, height=30)
