@@ -109,6 +109,19 @@ def test_what_does_not_fit_is_refused(
         AdapterBank({name: runs[name] for name in names})
 
 
+def test_a_run_with_other_attention_windows_is_refused(tmp_path: Path) -> None:
+    """No tensor tells them: in the windows of another run an adapter would detect something else."""
+    ellipses(tmp_path, 2)
+    found = {}
+    for name, window in (("whole", 0), ("windows", 2)):
+        backbone = {"name": "vit_tiny_patch16_224", "window": window}
+        train(settings(tmp_path, run={"name": name}, backbone=backbone, train={"epochs": 1}))
+        found[name] = tmp_path / "runs" / name
+    assert not torch.equal(*(features(load_run(run).model) for run in found.values()))
+    with pytest.raises(CheckpointError, match=r"runs/windows - its backbone\.window differs from that of .*runs/whole"):
+        AdapterBank(found)
+
+
 def test_an_unknown_name_is_refused_and_changes_nothing(runs: dict[str, Path]) -> None:
     bank = two(runs)
     before = features(bank.model)
