@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -73,10 +74,14 @@ class AdapterBank:
         svd: what methods change is summed, and the sums of lora, lora_qkv and adalora are cut to their rank by an SVD.
         linear: all tensors are summed. Where a change is a product, that also multiplies one's factors with the
         other's; of bottlenecks, prompts and prefixes it is no sum of changes either.
-        ConfigError: no weight, or an unknown name. AdapterError: svd, and a method whose changes cannot be summed.
+        ConfigError: no weight, a sum that is not 1, or an unknown name. AdapterError: svd, and a method whose changes
+        cannot be summed.
         """
         if not weights:
             raise ConfigError("BANK", "a mix of nothing", fix="give a weight for at least one adapter")
+        if not math.isclose(total := sum(weights.values()), 1, abs_tol=1e-6):
+            what, why = f"the weights of a mix sum to {total:g}", "neck and head are copies, which it would scale"
+            raise ConfigError("BANK", what, why=why, fix="divide each weight by the sum of all")
         states, shares = [self._state(name) for name in weights], list(weights.values())
         mixed = weighted_sum(states, shares)
         for place in walk(self.model):

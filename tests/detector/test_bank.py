@@ -122,6 +122,18 @@ def test_a_run_with_other_attention_windows_is_refused(tmp_path: Path) -> None:
         AdapterBank(found)
 
 
+@pytest.mark.parametrize("weights", [{"berlin": 1.0, "lyon": 1.0}, {"berlin": float("nan"), "lyon": 0.5}])
+def test_a_mix_whose_weights_sum_to_something_else_is_refused(runs: dict[str, Path], weights: dict[str, float]) -> None:
+    """Neck and head would be doubled."""
+    bank = two(runs)
+    before = features(bank.model)
+    for how in ("linear", "svd"):
+        with pytest.raises(ConfigError, match=r"E-BANK the weights of a mix sum to (2|nan)\. .* Fix: "):
+            bank.mix(weights, how)
+    assert torch.equal(features(bank.model), before)
+    bank.mix({"berlin": 1.5, "lyon": -0.5})
+
+
 def test_an_unknown_name_is_refused_and_changes_nothing(runs: dict[str, Path]) -> None:
     bank = two(runs)
     before = features(bank.model)
