@@ -8,12 +8,14 @@ from pathlib import Path
 
 __all__ = ["process_peak"]
 
+STATUS = Path("/proc/self/status")
+
 
 def process_peak() -> float:
     """Peak resident memory of this process since it started, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss is inherited there: a small child of a large process would show the parent's
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
+    # macOS has no such file, and not every kernel puts the line into it: that of gVisor's sandboxes does not.
+    for line in STATUS.read_text().splitlines() if STATUS.exists() else ():
+        if line.startswith("VmHWM"):  # ru_maxrss is inherited: a small child of a large process would show the parent's
+            return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from cvpeft.train import memory
 from cvpeft.train.log import RunLog, environment, log_to, peak_memory
 
 
@@ -137,3 +138,14 @@ def test_the_environment_is_told() -> None:
     assert found["device"] == "cpu"
     assert found["threads"] >= 1
     assert peak_memory(torch.device("cpu")) > 50
+
+
+def test_the_peak_is_told_where_the_kernel_keeps_no_high_water_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in gVisor's sandboxes: /proc/self/status is there and has other lines alone."""
+    (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t  900000 kB\nVmRSS:\t  400000 kB\n")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    assert memory.process_peak() > 50
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2048 kB\n")
+    assert memory.process_peak() == 2.0
