@@ -1,7 +1,8 @@
 """timm model -> its sites: every leaf with parameters, and the compounds attn, mlp and block.
 
 A role is what a module is, whatever the family calls it: inside a block the path below the block ("attn.qkv",
-"mlp.fc1", "conv_dw", "norm1"), outside of blocks "patch_embed", "stem", "downsample", "norm".
+"mlp.fc1", "conv_dw", "norm1"), outside of blocks "patch_embed", "stem", "downsample", "norm". The blocks of a ResNet or
+ConvNeXt that makes the patches are part of the patch embedding.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ __all__ = ["sites"]
 
 COMPOUNDS = {"attn", "mlp", "block"}
 CLASSIFIER = {"head", "head_dist", "fc_norm", "attn_pool"}  # a detector does not use them
-IN_BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+(?:\.(?P<role>.+))?")
+IN_BLOCK = re.compile(r"(?!patch_embed\.)(?:.*\.)?blocks\.\d+(?:\.(?P<role>.+))?")
 BELOW_BLOCK = re.compile(r"(.*blocks\.\d+)\..+")
-OUTSIDE = re.compile(r"(?:.*\.)?(?P<role>patch_embed|stem|downsample)\..+")
+OUTSIDE = re.compile(r"(?:.*?\.)??(?P<role>patch_embed|stem|downsample)\..+")  # the outermost of them
 
 
 def sites(net: nn.Module) -> list[Site]:
@@ -74,7 +75,8 @@ def _family(net: nn.Module) -> Callable[[dict[str, nn.Module], str, str], Site]:
 
 def _plain(modules: dict[str, nn.Module], path: str, role: str) -> Site:
     net = modules[""]
-    layout: Layout = "NCHW" if role == "patch_embed" else "BNC"
+    in_embedding = role == "patch_embed" or (role == "patch_embed.norm" and path != role)
+    layout: Layout = "NCHW" if in_embedding else "BNC"
     prefix = int(net.num_prefix_tokens) if layout == "BNC" else 0  # type: ignore[arg-type]
     side = window_side(modules[inside[1]]) if (inside := BELOW_BLOCK.match(path)) else 0
     grid = (side, side) if side else modules["patch_embed"].grid_size

@@ -86,6 +86,23 @@ def test_roles_of_the_families() -> None:
     assert {"downsample", "downsample.norm", "attn.qkv"} <= roles(sites(build("swin_tiny_patch4_window7_224")))
 
 
+@pytest.mark.parametrize(
+    ("name", "depth"), [("vit_small_r26_s32_224", 2), ("vit_tiny_r_s16_p8_224", 2), ("vitamin_small_224", 1)]
+)
+def test_what_a_convolutional_patch_embedding_holds_is_no_block_and_sees_maps(name: str, depth: int) -> None:
+    """Its blocks and norms are those of a ResNet or a ConvNeXt, and their axes too."""
+    net = timm.create_model(name, num_classes=0, depth=depth, num_heads=2, img_size=(64, 96)).eval()
+    found, seen = sites(net), dict[str, Tensor]()
+    for path, module in net.named_modules():
+        module.register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, args[0]))
+    net.forward_intermediates(torch.randn(1, 3, 64, 96), intermediates_only=True)
+    inside = [site for site in found if site.path.startswith("patch_embed.backbone.")]
+    assert inside
+    assert all(site.layout == "NCHW" and seen[site.path].ndim == 4 for site in inside)
+    assert roles(inside) <= {"patch_embed", "patch_embed.norm"}
+    assert [site.path for site in found if site.role == "block"] == [f"blocks.{i}" for i in range(depth)]
+
+
 def test_heads_belong_to_attention() -> None:
     heads = {site.path: site.heads for site in sites(build("swin_tiny_patch4_window7_224"))}
     assert heads["layers.0.blocks.0.attn"] == heads["layers.0.blocks.0.attn.qkv"] == 2
