@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import errno
 import functools
+import importlib.metadata
 import json
 import logging
 import os
@@ -138,6 +139,21 @@ def test_the_environment_is_told() -> None:
     assert found["device"] == "cpu"
     assert found["threads"] >= 1
     assert peak_memory(torch.device("cpu")) > 50
+
+
+def test_a_package_that_goes_by_another_name_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu in the place of onnxruntime, cvpeft on the path of a checkout that is not installed."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("onnxruntime", "cvpeft"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr("cvpeft.train.log.version", version)
+    found = environment(torch.device("cpu"), "fp32")["versions"]
+    assert found["onnxruntime"] is found["cvpeft"] is None
+    assert found["timm"] == real("timm")
 
 
 def test_the_peak_is_told_where_the_kernel_keeps_no_high_water_mark(
