@@ -81,9 +81,10 @@ class _Stack(nn.Module):
             what = f"rank {rank} at {site.path}, a {weights[0].shape[0]} x {weights[0].shape[1]} weight"
             raise AdapterError("TCURLORA", what, fix=f"set rank from 1 to {min(weights[0].shape)}, or targets")
         self.layers = len(weights)
-        slices = torch.fft.rfft(torch.stack(weights), dim=0)  # (F, O, I) complex
-        self.register_buffer("left", torch.view_as_real(slices[:, :, _longest(slices, 1, rank)]))
-        self.register_buffer("right", torch.view_as_real(slices[:, _longest(slices, 2, rank)]))
+        stacked = torch.stack(weights)  # (L, O, I)
+        slices = torch.fft.rfft(stacked, dim=0)  # (F, O, I) complex
+        self.register_buffer("left", torch.view_as_real(slices[:, :, _longest(stacked, 1, rank)]))
+        self.register_buffer("right", torch.view_as_real(slices[:, _longest(stacked, 2, rank)]))
         self.core = drawn(bases[0], len(slices), rank, rank, 2, zero=True)
 
     def change(self, layer: int) -> Tensor:
@@ -101,7 +102,11 @@ class _Stack(nn.Module):
         return torch.polar(size, 2 * math.pi * layer / self.layers * frequency.float())
 
 
-def _longest(slices: Tensor, axis: int, rank: int) -> Tensor:
-    """(R,) the columns (axis 1 summed) or rows (axis 2) that are longest over all slices, in order."""
-    length = slices.abs().square().sum((0, axis))
+def _longest(stacked: Tensor, axis: int, rank: int) -> Tensor:
+    """(R,) the columns (axis 1 summed) or rows (axis 2) that are longest over all frequencies, in order.
+
+    Their squares sum to L times those over the layers (Parseval), without the weight that half of the slices would
+    give to the frequencies that have no conjugate.
+    """
+    length = stacked.square().sum((0, axis))
     return length.topk(rank).indices.sort().values

@@ -44,6 +44,19 @@ def test_tcurlora_is_the_inverse_transform_of_c_u_r(layers: int) -> None:
     assert len({id(adapter.stack) for adapter in found}) == 1
 
 
+def test_tcurlora_keeps_the_rows_and_columns_that_are_longest_over_all_frequencies() -> None:
+    """Those of negative frequency count too, though no core stands there: twice each but the first and the middle."""
+    torch.manual_seed(3)
+    for layers in (PLACES, [(nn.Linear(40, 30), site) for _, site in PLACES]):
+        stack = built("tcurlora", layers, rank=3)[0].stack
+        slices = torch.fft.fft(torch.stack([m.weight for m, _ in layers]), dim=0)  # (L, O, I)
+        squares = slices.abs().square()
+        columns, rows = (squares.sum((0, axis)).topk(3).indices.sort().values for axis in (1, 2))
+        half = slices[: len(stack.left)]
+        assert torch.allclose(torch.view_as_complex(stack.left), half[:, :, columns], atol=1e-6)
+        assert torch.allclose(torch.view_as_complex(stack.right), half[:, rows], atol=1e-6)
+
+
 def test_weights_of_one_shape_and_role_share_a_core() -> None:
     net = base("deit")
     inject(net, sites(net), [MethodSpec("tcurlora", settings={"rank": 2})])
