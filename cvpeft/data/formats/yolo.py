@@ -44,13 +44,17 @@ def read(tree: Tree) -> Found:
     settings = _settings(tree, file) if file else {}
     found.classes = _class_names(tree, file or _names_file(tree), settings)
     keypoints = _keypoints(settings, str(tree.root / file))
-    splits = _splits(tree, file, settings, found) if file else {}
     labels = _label_files(tree)
-    _refuse_other_names(tree, labels, file or _names_file(tree), found.classes)
+    own = _own_names(tree, labels)
+    _refuse_other_names(tree, own, file or _names_file(tree), found.classes)
+    yamls = [one for one in dict.fromkeys([file, *own.values()]) if one.endswith((".yaml", ".yml"))]
+    splits: dict[str, str] = {}
+    for one in yamls:
+        _read_splits(tree, one, splits, found)
     misplaced = _misplaced(tree, labels)
     for name in tree.images:
         if splits and name not in splits:
-            found.counts[f"images are in no split of {file}; left out"] += 1
+            found.counts[f"images are in no split of {' and '.join(yamls)[:200]}; left out"] += 1
             continue
         split = splits[name] if splits else folder_split(name)
         photo = _photo(tree, name, split, labels.get(key(name)), keypoints, found)
@@ -89,17 +93,24 @@ def _names_files(tree: Tree) -> list[str]:
     return [name for name in listed if not (name.endswith(".txt") and _may_be_labels(tree, name))]
 
 
-def _refuse_other_names(tree: Tree, labels: dict[str, str], file: str, classes: list[str]) -> None:
-    """DataError where labels have names of their own, as two exports side by side have."""
+def _own_names(tree: Tree, labels: dict[str, str]) -> dict[str, str]:
+    """Folder of labels -> the yaml, else the list of names, that lies nearest above it, where one does."""
     yamls, lists = _yamls(tree), _names_files(tree)
-    for folder in sorted({PurePosixPath(name).parent for name in labels.values()}):
-        own = _nearest(yamls, folder) or _nearest(lists, folder)
-        if own and own != file:
-            names = _class_names(tree, own, _settings(tree, own) if own in yamls else {})
-            if names != classes:
-                what = f"the labels in {folder} have other class names than {file}: {', '.join(names)[:100]}"
-                fix = f"import each folder by itself and join them by cvpeft data merge, or move {file} away"
-                raise DataError("NAMES", what, where=str(tree.root / own), why="classes would be mixed up", fix=fix)
+    folders = sorted({PurePosixPath(name).parent for name in labels.values()})
+    own = {str(folder): _nearest(yamls, folder) or _nearest(lists, folder) for folder in folders}
+    return {folder: file for folder, file in own.items() if file}
+
+
+def _refuse_other_names(tree: Tree, own: dict[str, str], file: str, classes: list[str]) -> None:
+    """DataError where labels have other names of their own, as two exports side by side may have."""
+    for folder, other in own.items():
+        if other == file:
+            continue
+        names = _class_names(tree, other, {} if PurePosixPath(other).name in NAMES else _settings(tree, other))
+        if names != classes:
+            what = f"the labels in {folder} have other class names than {file}: {', '.join(names)[:100]}"
+            fix = f"import each folder by itself and join them by cvpeft data merge, or move {file} away"
+            raise DataError("NAMES", what, where=str(tree.root / other), why="classes would be mixed up", fix=fix)
 
 
 def _nearest(files: list[str], folder: PurePosixPath) -> str:
@@ -151,9 +162,9 @@ def _keypoints(settings: dict[str, Any], where: str) -> int:
     return int(shape[0] * shape[1])
 
 
-def _splits(tree: Tree, file: str, settings: dict[str, Any], found: Found) -> dict[str, str]:
-    """Image -> split, for the images that data.yaml names."""
-    splits: dict[str, str] = {}
+def _read_splits(tree: Tree, file: str, splits: dict[str, str], found: Found) -> None:
+    """Into `splits`, image -> split, the images that data.yaml names."""
+    settings = _settings(tree, file)
     shared: dict[tuple[str, str], list[str]] = {}
     for word, split in (("train", "train"), ("val", "val"), ("valid", "val"), ("test", "test")):
         entries = settings.get(word)
@@ -171,7 +182,6 @@ def _splits(tree: Tree, file: str, settings: dict[str, Any], found: Found) -> di
             "name other folders there, or split again by cvpeft data split",
         )
         found.faults.append(DataError("SPLIT", what, where=str(tree.root / file), why=why, fix=fix))
-    return splits
 
 
 def _named(tree: Tree, file: str, base: str, entry: str) -> list[str]:

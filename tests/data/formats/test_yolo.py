@@ -269,3 +269,14 @@ def test_exports_side_by_side_keep_their_own_names(tmp_path: Path, file: str, na
         put(root / "lyon/yolov5/data/coco.yaml", "names: [person]\n")  # of no labels
     run(root)
     assert labels(tmp_path / "out/data.json") == {f"{city}/images/1.jpg": BOXES[:1] for city in ("berlin", "lyon")}
+
+
+def test_exports_side_by_side_keep_their_own_splits(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for city, split in (("berlin", "train"), ("lyon", "valid"), ("nice", "rest")):
+        yolo(root / city, {f"{split}/images/{city}.jpg": ROWS})
+    made = run(root)
+    assert labels(tmp_path / "out/train.json") == {"berlin/train/images/berlin.jpg": BOXES}
+    assert labels(tmp_path / "out/val.json") == {"lyon/valid/images/lyon.jpg": BOXES}
+    files = "berlin/data.yaml and lyon/data.yaml and nice/data.yaml"
+    assert f"1 images are in no split of {files}; left out" in made.notes
