@@ -10,18 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cvpeft.config import schema
-from cvpeft.config.load import load
-from cvpeft.detector.saved import RESOLVED, WEIGHTS, load_run, read_config
+from cvpeft.detector.saved import WEIGHTS, load_run, read_config
 from cvpeft.errors import CheckpointError, ConfigError
 from cvpeft.peft.adapter import Adapter, walk, weighted_sum
-from cvpeft.peft.inject import signatures
 from cvpeft.peft.state import owned, read_owned
 
 __all__ = ["AdapterBank"]
 
 ALIKE = ("base", "classes", "detector", "methods", "mode", "preprocessing", "sites")  # of adapter_config.json
-WINDOWS = ("window", "global_blocks")  # of backbone: what no tensor tells
+NEWER = ("windows",)  # the same, where both have it: older versions wrote none
 
 
 class AdapterBank:
@@ -47,12 +44,12 @@ class AdapterBank:
         self._states: dict[str, dict[str, Tensor]] = {}
         for name, run in runs.items():
             self._metas[name] = meta = read_config(run / "adapter")
-            if differing := [key for key in ALIKE if meta.get(key) != self._metas[first].get(key)]:
+            told = [key for key in NEWER if key in meta and key in self._metas[first]]
+            if differing := [key for key in (*ALIKE, *told) if meta.get(key) != self._metas[first].get(key)]:
                 what = f"its {' and '.join(differing)} differ from those of {runs[first]}"
                 raise CheckpointError("BANK", what, where=str(run), why="one base carries adapters of one kind")
             if meta["mode"] == "full":
                 raise ConfigError("BANK", "the run was trained whole", where=str(run), why="it has no base to share")
-            _check_windows(run, runs[first], loaded.trained.backbone)
             self._states[name] = read_owned(run / "adapter" / WEIGHTS, self.model)
         self.current = ""
         self.thresholds: dict[str, float] = {}
@@ -102,12 +99,3 @@ class AdapterBank:
     def _copy(self, state: Mapping[str, Tensor]) -> None:
         for key, tensor in owned(self.model).items():
             tensor.copy_(state[key])
-
-
-def _check_windows(run: Path, first: Path, wanted: schema.Backbone) -> None:
-    """CheckpointError where a run's blocks attend to other tokens than the first's."""
-    own = load(run / RESOLVED, methods=signatures()).backbone
-    for key in WINDOWS:
-        if getattr(own, key) != getattr(wanted, key):
-            what = f"its backbone.{key} differs from that of {first}"
-            raise CheckpointError("BANK", what, where=str(run), why="one base carries adapters of one kind")

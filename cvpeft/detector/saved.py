@@ -61,6 +61,7 @@ def describe(
             "weights": Path(settings.backbone.weights).name,
             "sha256": fingerprint(model),
         },
+        "windows": {"side": settings.backbone.window, "global_blocks": list(settings.backbone.global_blocks)},
         "detector": settings.detector.model_dump(mode="json") | {"neck_width": settings.backbone.neck_width},
         "classes": list(classes),
         "preprocessing": {

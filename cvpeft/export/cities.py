@@ -36,7 +36,7 @@ from cvpeft.runtime.onnx_detector import Detector
 __all__ = ["export_cities", "switch_ms"]
 
 ROUNDS = 20
-KIND = ("methods", "detector")  # of adapter_config.json: what the graph was made of
+KIND = ("methods", "detector", "windows")  # of adapter_config.json: what the graph was made of
 
 
 def export_cities(base: Path, cities: Sequence[Path], *, overrides: Sequence[str] = ()) -> list[Path]:
@@ -77,7 +77,7 @@ def exchangeable(model: nn.Module) -> dict[str, Tensor]:
 
 def _write_base(file: Path, loaded: LoadedRun, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     images = verification_inputs(loaded, loaded.settings.export.verify_images)
-    kind = {key: loaded.meta.get(key) for key in KIND}
+    kind = {key: loaded.meta[key] for key in KIND if key in loaded.meta}
     metadata = about_run(loaded) | kind | {"merged": False, "exchangeable": _shapes(tensors)}
     with replacing(file, "the base") as part:
         export_onnx(

@@ -25,7 +25,7 @@ LARGEST = 2**30  # bytes
 NEEDED = ("base_sha256", "adapter_sha256", "classes", "score_thresholds")
 # What an adapter's json repeats of its base's metadata. Tensors of the same shapes would go into another base without
 # a word; files of an older version lack some of it, and what either side lacks is not compared.
-FITTING = ("classes", "input_size", "canvas", "mean", "std", "methods", "detector")
+FITTING = ("classes", "input_size", "canvas", "mean", "std", "methods", "detector", "windows")
 FIX = "cvpeft export BASE --adapters RUN writes both files; copy them together"
 
 

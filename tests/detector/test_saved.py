@@ -42,12 +42,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def made(folder: Path, case: str = "lora-convnext", weights: Path | str = "none") -> tuple[Path, Any]:
+def made(folder: Path, case: str = "lora-convnext", weights: Path | str = "none", window: int = 0) -> tuple[Path, Any]:
     """A run folder as training leaves it, its tensors moved, and the model itself."""
     body, peft, head = CASES[case]
     s = settings(
         folder,
-        backbone={"name": body, "weights": weights, "neck_width": 32},
+        backbone={"name": body, "weights": weights, "neck_width": 32, "window": window},
         detector={"head": head, "score_threshold": 0.0},
         peft=peft,
     )

@@ -188,6 +188,7 @@ def damaged(folder: Path, exported: list[Path], **changes: object) -> Path:
         ({"canvas": [640, 960]}, r"whose canvas is \[640, 960\], here it is None"),
         ({"std": [1, 1, 1]}, r"whose std is \[1, 1, 1\]"),
         ({"methods": []}, r"whose methods is \[\]"),
+        ({"windows": {"side": 2, "global_blocks": []}}, r"whose windows is {.side.: 2"),
         ({"adapter_sha256": "0" * 64}, "not what its json says"),
         ({"score_thresholds": {"good": 0.5}}, "without a number for each of good, broke"),
         ({"score_thresholds": {"good": 0.5, "broke": True}}, "without a number for each"),
