@@ -37,7 +37,7 @@ from cvpeft.errors import ConfigError, DataError, ParityError
 from cvpeft.eval.timing import median_ms, side_by_side
 from cvpeft.export.run import export_onnx_run, one_form, said_of, verification_inputs
 from cvpeft.export.score import onnx_ap, proof_data, spread
-from cvpeft.files import replacing, sync
+from cvpeft.files import replacing, sync, unwritable
 from cvpeft.runtime.onnx_detector import Detector
 
 __all__ = ["Scored", "best_form", "decoding_apart", "make_forms", "quantize_run"]
@@ -132,7 +132,18 @@ def _proven(loaded: LoadedRun, overrides: Sequence[str]) -> Path:
 
 
 def make_forms(source: Path, folder: Path, inputs: np.ndarray) -> dict[str, Path]:
-    """Form -> file in `folder`, of those for which the source has operators. inputs: (N, 3, H, W) for calibration."""
+    """Form -> file in `folder`, of those for which the source has operators. inputs: (N, 3, H, W) for calibration.
+
+    ResourceError: one of them cannot be written.
+    """
+    try:
+        return _forms(source, folder, inputs)
+    except OSError as error:
+        fix = "make room, or name another folder in TMPDIR"
+        raise unwritable(error, folder, "the INT8 forms", fix=fix) from error
+
+
+def _forms(source: Path, folder: Path, inputs: np.ndarray) -> dict[str, Path]:
     plain = folder / "plain.onnx"
     files = {}
     with _quiet():

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from cvpeft.data.coco import CocoData
-from cvpeft.errors import ConfigError, ParityError
+from cvpeft.errors import ConfigError, ParityError, ResourceError
 from cvpeft.export import quantize
 from cvpeft.export.quantize import Scored, best_form, make_forms, quantize_run
 from cvpeft.export.verify import Tolerance, compare, enough, predict_onnx
@@ -39,6 +39,12 @@ def test_a_form_takes_any_number_of_images_and_describes_itself(exported, forms)
         assert file.stat().st_size < exported.stat().st_size
         for count in (1, 3):
             assert len(Detector(file).raw(scenes(count)[0].numpy())) == count
+
+
+def test_a_full_disk_of_temporary_files_is_one_sentence(quick_file: Path, small_disk: Path) -> None:
+    (small_disk / "others").write_bytes(bytes(1_000_000))
+    with pytest.raises(ResourceError, match=r"E-DISK .* - the INT8 forms cannot be written \(.*TMPDIR"):
+        make_forms(quick_file, small_disk, scenes(2)[0].numpy())
 
 
 def test_a_form_finds_what_the_float_file_finds(exported, forms) -> None:
