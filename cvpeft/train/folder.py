@@ -13,7 +13,7 @@ import torch
 
 from cvpeft.config import schema
 from cvpeft.config.load import dump, load
-from cvpeft.detector.saved import RESOLVED, run_folder
+from cvpeft.detector.saved import CONFIG, RESOLVED, run_folder
 from cvpeft.errors import ConfigError, ResourceError
 from cvpeft.files import TEMP, write_whole
 from cvpeft.train.log import environment
@@ -124,7 +124,12 @@ def _essence(s: schema.Settings) -> schema.Settings:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether training in this folder came to its end."""
+    """Whether training in this folder came to its end.
+
+    Its last state says so. Where that was deleted, or left out of a copy, the adapter does, which is made at the end.
+    """
+    if not any((folder / name).exists() for name in ("last", "last-1")):
+        return (folder / "adapter" / CONFIG).is_file()
     try:
         return bool(json.loads((folder / "last" / "state.json").read_text())["progress"]["finished"])
     except (OSError, ValueError, KeyError, TypeError):

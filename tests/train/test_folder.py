@@ -127,6 +127,20 @@ def test_loader_processes_that_outlive_their_parent_do_not_hold_the_lock(tmp_pat
         os.waitpid(child, 0)
 
 
+def test_a_finished_run_stays_finished_without_its_resume_states(tmp_path: Path) -> None:
+    """They are large, and left out where a run is copied: it must not be trained anew over its adapter."""
+    with open_run(settings(tmp_path)) as folder:
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_config.json").write_text("{}")
+    assert is_finished(folder)
+    with pytest.raises(ConfigError, match=r"this run is finished\."), open_run(settings(tmp_path)):
+        pass
+    for name in ("last-1", "last"):  # the adapter was written, and the state that says so was not
+        (folder / name).mkdir()
+        assert not is_finished(folder)
+        (folder / name).rmdir()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"progress": []}', '{"progress": {"finished": false}}'])
 def test_a_damaged_state_is_not_a_finished_one(tmp_path: Path, text: str) -> None:
     assert not is_finished(tmp_path)
