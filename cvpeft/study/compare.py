@@ -308,8 +308,8 @@ def _check_protocol(plans: Sequence[Plan]) -> None:
     """Runs may differ in mode, methods, seed and name alone; ConfigError names the first that does not."""
     for plan in plans:
         resolved = plan.folder / RESOLVED
-        has_begun = (plan.folder / "last").exists() and resolved.exists()
-        if has_begun and not same_run(resolved, plan.settings):
+        has_begun = (plan.folder / "last").exists() or is_finished(plan.folder)
+        if has_begun and resolved.exists() and not same_run(resolved, plan.settings):
             raise _mixed(plan, "another config")
         if is_finished(plan.folder) and read_config(plan.folder / "adapter")["data"] != _digest(plan.settings.data):
             raise _mixed(plan, "other data: the json files have changed since")

@@ -261,6 +261,19 @@ def test_runs_of_another_config_or_other_data_are_refused(done: Path, calls: Cal
     assert calls == []
 
 
+def test_a_comparison_copied_without_its_resume_states_is_still_that_one(
+    done: Path, calls: Calls, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done / "out", tmp_path / "out", ignore=shutil.ignore_patterns("last", "last-1"))
+    for resolved in out.rglob("config.resolved.yaml"):
+        resolved.write_text(resolved.read_text().replace(str(done / "out"), str(out)))
+    both = {"modes": ("adapters", "frozen"), "seeds": (0, 1), "out": out}
+    with pytest.raises(ConfigError, match="another config"):
+        compare(done / "tiny.yaml", overrides=["train.epochs=3"], **both)
+    compare(done / "tiny.yaml", **both)
+    assert calls == []
+
+
 def test_methods_all_over_the_detector_stand_beside_a_frozen_backbone(done: Path, calls: Calls, tmp_path: Path) -> None:
     """With scope detector neck and head belong to the base of the methods, and not to that of mode frozen."""
     run = shutil.copytree(done / "out" / "runs" / "adapters-seed0", tmp_path / "base")
