@@ -25,7 +25,7 @@ from cvpeft.data.splits import open_split, render_missing
 from cvpeft.detector.adapt import as_trained
 from cvpeft.detector.device import processor
 from cvpeft.detector.saved import RESOLVED, read_config, run_folder
-from cvpeft.errors import ConfigError, DataError
+from cvpeft.errors import ConfigError, DataError, NumericalError
 from cvpeft.export.run import adapter_sha256
 from cvpeft.files import write_whole
 from cvpeft.peft.inject import signatures
@@ -38,6 +38,7 @@ from cvpeft.train.folder import data_digest, is_finished, locked, same_run
 __all__ = ["Sweep", "compare"]
 
 OWN = ("run.name", "run.seed", "run.dir", "peft.mode")  # settings that tell the runs apart
+DIVERGED = "diverged.txt"  # in the folder of a try: its losses left the finite numbers, which is an answer too
 FIGURES = ("metrics.json", "predictions.json")  # of an evaluation; a full disk may have kept them from being written
 ROUNDS = 10  # in which latencies are measured
 
@@ -194,6 +195,9 @@ def _plans(asked: _Asked, factors: Mapping[str, float]) -> list[Plan]:
     for text in asked.overrides:
         if (key := text.partition("=")[0].strip()) in OWN or key == "run":
             raise ConfigError("COMPARE", f"the override {key} is set by the comparison itself", fix="leave it out")
+        if key.startswith("peft.methods") and "adapters" not in rows:
+            what = f"the override {key} changes nothing, as no row takes the methods of the config"
+            raise ConfigError("COMPARE", what, fix="leave it out, or have adapters among --modes")
     plans = [
         _plan(asked, row, f"{row}-seed{seed}", asked.out / "runs", seed, factors.get(row, 1.0))
         for row in rows
@@ -249,18 +253,32 @@ def _swept(start: Processes, asked: _Asked, sweep: Sweep) -> dict[str, float]:
     _check_protocol([plan for _, plan in tried])
     _check_held_out(_plans(asked, {})[0].settings, sweep)
     results: list[dict[str, Any]] = []
-    made = start.each([partial(_make, start, plan, f"[sweep {n}/{len(tried)}]")
+    made = start.each([partial(_try, start, plan, f"[sweep {n}/{len(tried)}]")
                          for n, (_, plan) in enumerate(tried, 1)])  # fmt: skip
-    for (factor, plan), _ in zip(tried, made, strict=True):
-        found = read_config(plan.folder / "adapter")["val"]
+    for (factor, plan), converged in zip(tried, made, strict=True):
+        found = read_config(plan.folder / "adapter")["val"] if converged else {"AP": None, "AP50": None}
+        if converged and found["AP"] is None:
+            what, why = "there is no box to find", "No learning rate can be chosen by it"
+            raise ConfigError("SWEEP", what, where=str(sweep.val), why=why, fix="hold other images out")
         rate = getattr(plan.settings.train.lr, _swept_part(plan.mode))
         results.append({"mode": plan.mode, "factor": factor, "lr": rate, "AP": found["AP"], "AP50": found["AP50"]})
         write_whole(asked.out / "sweep.csv", csv_text(results))
-    if any(result["AP"] is None for result in results):
-        what, why = "there is no box to find", "No learning rate can be chosen by it"
-        raise ConfigError("SWEEP", what, where=str(sweep.val), why=why, fix="hold other images out")
-    return {row: max((r for r in results if r["mode"] == row), key=lambda r: r["AP"])["factor"] for row in
-            dict.fromkeys(r["mode"] for r in results)}  # fmt: skip
+    rising = sorted(reversed(results), key=lambda r: -1.0 if r["AP"] is None else r["AP"])  # the first of equal ones last
+    best = {result["mode"]: result["factor"] for result in rising}
+    return {row: best[row] for row in dict.fromkeys(result["mode"] for result in results)}
+
+
+def _try(start: Processes, plan: Plan, mark: str) -> bool:
+    """Make it and return whether it converged: a rate under which a training diverges found nothing, and is not taken
+    unless all of them do.
+    """
+    note = plan.folder / DIVERGED
+    if not note.exists():
+        try:
+            _make(start, plan, mark)
+        except NumericalError as error:
+            write_whole(note, f"{error}\n")
+    return not note.exists()
 
 
 def _check_held_out(settings: schema.Settings, sweep: Sweep) -> None:

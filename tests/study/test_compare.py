@@ -17,7 +17,7 @@ import pytest
 from cvpeft.cli import main
 from cvpeft.config.load import load
 from cvpeft.detector.saved import load_run
-from cvpeft.errors import ConfigError
+from cvpeft.errors import ConfigError, NumericalError
 from cvpeft.eval.evaluate import evaluate_run
 from cvpeft.export.run import export_hf_run, export_weights_run
 from cvpeft.peft.inject import signatures
@@ -199,6 +199,32 @@ def test_a_sweep_without_a_box_chooses_nothing(tmp_path: Path, calls: Calls) -> 
         compare(file, modes=("full",), out=tmp_path / "out", sweep=sweep)
 
 
+def test_a_rate_that_diverges_is_not_taken(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(command: str, *arguments: str, name: str) -> None:
+        if name in diverging:
+            calls.append((command, name))
+            raise NumericalError("NAN", "step 3 is not finite")
+        Calls.call(calls, command, *arguments, name=name)
+
+    diverging = {"ia3-x9"}
+    monkeypatch.setattr(calls, "call", call, raising=False)
+    file, out = config(tmp_path), tmp_path / "out"
+    sweep = Sweep((9.0, 1.0), tmp_path / "train" / "train.json", tmp_path / "test" / "test.json", epochs=1)
+    for asked in (["ia3-x9", "ia3-x1", "ia3-seed0"], []):  # nor is it tried again
+        compare(file, modes=(), methods=("ia3",), out=out, sweep=sweep)
+        assert [name for _, name in calls] == asked
+        calls.clear()
+    assert [row["AP"] for row in rows(out / "sweep.csv")] == ["", "0.0"]
+    settings = load(out / "runs" / "ia3-seed0" / "config.resolved.yaml", methods=signatures())
+    assert settings.train.lr.adapter == 2e-3
+    assert "not finite" in (out / "sweep" / "ia3-x9" / "diverged.txt").read_text()
+    diverging.add("bitfit-seed0")
+    with pytest.raises(NumericalError):  # in the table it is no answer
+        compare(file, modes=(), methods=("bitfit",), out=tmp_path / "other")
+
+
 def test_a_sweep_may_be_shorter_than_the_table(tmp_path: Path, calls: Calls) -> None:
     file, out = config(tmp_path), tmp_path / "out"
     sweep = Sweep((1.0, 4.0), tmp_path / "train" / "train.json", tmp_path / "test" / "test.json", epochs=1)
@@ -374,6 +400,7 @@ def test_runs_that_the_config_stands_on_are_made_first(
         ({"overrides": ["peft.mode=full"]}, r"peft\.mode is set by the comparison"),
         ({"overrides": ["data.val=[]"]}, r"neither data\.test nor data\.val"),
         ({"overrides": ["peft.methods=[]"]}, r"peft\.methods is empty"),
+        ({"overrides": ["peft.methods=[lora]"], "modes": ("full",), "methods": ("ia3",)}, "methods changes nothing"),
         ({"overrides": ["train.epocs=3"]}, "epochs"),
     ],
 )
