@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import PurePath
 
 from cvpeft import __version__
@@ -34,6 +35,8 @@ MEMORY_FIXES = {  # command -> what makes it take less memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    if isinstance(sys.stdout, TextIOWrapper):  # names may have letters that a terminal's or a file's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = _parsed(argv)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Visible("%(message)s"))

@@ -476,3 +476,15 @@ sys.exit(main({["predict"] * (name == "cli")} + {[str(model), str(tmp_path / "a.
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert {path.name for path in (tmp_path / name).iterdir()} == FILES | {"a.jpg"}
+
+
+@pytest.mark.parametrize("program", [["-m", "cvpeft.runtime"], ["-m", "cvpeft.cli", "predict"]], ids=["runtime", "cli"])
+def test_a_terminal_that_lacks_a_letter_does_not_end_the_command(
+    tmp_path: Path, model: Path, program: list[str]
+) -> None:
+    """As a file that stdout is led into, on Windows; what was found is written by then."""
+    Image.new("RGB", (100, 100), "white").save(tmp_path / "a.png")
+    call = [sys.executable, *program, model, tmp_path / "a.png", "--out", tmp_path / "结果"]
+    done = subprocess.run(call, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr.count(b"Traceback")) == (0, 0)
+    assert rb"\u7ed3\u679c" in done.stdout
