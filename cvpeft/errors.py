@@ -13,6 +13,8 @@ CvpeftError                2
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "NumericalError",
     "ParityError",
     "ResourceError",
+    "print_any_letter",
     "visible",
 ]
 
@@ -35,6 +38,12 @@ CONTROLS = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if chr(
 def visible(text: str) -> str:
     """Text for a terminal, which a control character could steer: those are written out, as \\x1b."""
     return text.translate(CONTROLS)
+
+
+def print_any_letter() -> None:
+    """Have stdout write letters that its encoding lacks with backslashes, as stderr does: names come in any script."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class CvpeftError(Exception):

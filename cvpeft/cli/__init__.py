@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from io import TextIOWrapper
 from pathlib import PurePath
 
 from cvpeft import __version__
 from cvpeft.cli import data, results, serving, study, training
-from cvpeft.errors import CvpeftError, visible
+from cvpeft.errors import CvpeftError, print_any_letter, visible
 
 __all__ = ["main"]
 
@@ -35,15 +33,12 @@ MEMORY_FIXES = {  # command -> what makes it take less memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; every mistake of the user ends in one sentence on stderr and its exit code."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    if isinstance(sys.stdout, TextIOWrapper):  # names may have letters that a terminal's or a file's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    print_any_letter()
     args = _parsed(argv)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Visible("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("cvpeft").setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names may be in letters that it lacks
     try:
         code = int(args.command(args))
         sys.stdout.flush()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 
-from cvpeft.errors import CvpeftError
+from cvpeft.errors import CvpeftError, print_any_letter
 from cvpeft.runtime.options import add_options
 from cvpeft.runtime.search import search_onnx, tell
 
@@ -16,8 +15,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Detect with an exported file; a mistake of the user ends in one sentence on stderr and its exit code."""
-    if isinstance(sys.stdout, TextIOWrapper):  # names may have letters that a terminal's or a file's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    print_any_letter()
     parser = argparse.ArgumentParser(
         prog="python -m cvpeft.runtime",
         description="Detect on photos: pictures with boxes, COCO json, CSV, and GeoJSON from GPS positions.",

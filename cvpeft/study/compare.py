@@ -263,9 +263,13 @@ def _swept(start: Processes, asked: _Asked, sweep: Sweep) -> dict[str, float]:
         rate = getattr(plan.settings.train.lr, _swept_part(plan.mode))
         results.append({"mode": plan.mode, "factor": factor, "lr": rate, "AP": found["AP"], "AP50": found["AP50"]})
         write_whole(asked.out / "sweep.csv", csv_text(results))
-    rising = sorted(reversed(results), key=lambda r: -1.0 if r["AP"] is None else r["AP"])  # the first of equal ones last
-    best = {result["mode"]: result["factor"] for result in rising}
-    return {row: best[row] for row in dict.fromkeys(result["mode"] for result in results)}
+    return {row: max((r for r in results if r["mode"] == row), key=_held_out_ap)["factor"] for row in
+            dict.fromkeys(r["mode"] for r in results)}  # fmt: skip
+
+
+def _held_out_ap(result: Mapping[str, Any]) -> float:
+    """What diverged is below everything that did not."""
+    return -1.0 if result["AP"] is None else float(result["AP"])
 
 
 def _try(start: Processes, plan: Plan, mark: str) -> bool:
