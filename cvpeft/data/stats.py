@@ -15,7 +15,7 @@ SMALL, MEDIUM = 32**2, 96**2  # px², COCO's borders
 
 
 def stats(data: CocoData) -> str:
-    """Boxes of each class by size, images with it; then the same for each domain; then boxes per image."""
+    """Boxes of each class by size, images with it; the same for each domain; boxes per image; notes of the reading."""
     rows: list[tuple[str, ...]] = [("class", "boxes", "small", "medium", "large", "images")]
     rows += [_row(name, data.images, label) for label, name in enumerate(data.classes, 1)]
     rows.append(_row("all", data.images))
@@ -31,6 +31,7 @@ def stats(data: CocoData) -> str:
         f"boxes per image: mean {counts.mean():.2f}, median {np.median(counts):g}, most {counts.max()}; "
         f"{(counts == 0).sum()} of {len(counts)} images without boxes; {crowds} crowd boxes",
         "small: area below 32 x 32 px, medium: below 96 x 96 px, in pixels of the photos",
+        *(f"note: {note}" for note in data.notes),
     ]  # fmt: skip
     return "\n".join(lines)
 

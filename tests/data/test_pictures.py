@@ -71,3 +71,10 @@ def test_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["all", "3", "2", "1", "0", "2"] in lines
     assert ["berlin", "3", "2", "1", "0", "2", "0"] in lines
     assert ["paris", "0", "0", "0", "0", "1", "1"] in lines
+
+
+def test_stats_tell_what_they_do_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = coco(3)
+    content["annotations"][0]["bbox"] = [10, 10, 0, 0]
+    assert main(["data", "stats", str(write(tmp_path, content))]) == 0
+    assert "\nnote: berlin.json: 1 boxes have no area and are dropped\n" in capsys.readouterr().out
