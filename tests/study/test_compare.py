@@ -199,9 +199,7 @@ def test_a_sweep_without_a_box_chooses_nothing(tmp_path: Path, calls: Calls) -> 
         compare(file, modes=("full",), out=tmp_path / "out", sweep=sweep)
 
 
-def test_a_rate_that_diverges_is_not_taken(
-    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rate_that_diverges_is_not_taken(tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     def call(command: str, *arguments: str, name: str) -> None:
         if name in diverging:
             calls.append((command, name))

@@ -34,20 +34,21 @@ DIGITS = 4  # of a box in pixels; the files hold six of its parts
 
 
 def matches(tree: Tree) -> bool:
-    return bool(_yaml(tree) or _names_file(tree)) and (bool(_label_files(tree)) or not tree.ending(".xml", ".json"))
+    return bool(_yamls(tree) or _names_files(tree)) and (bool(_label_files(tree)) or not tree.ending(".xml", ".json"))
 
 
 def read(tree: Tree) -> Found:
     """DataError where the class names cannot be had, or no image is there."""
     found = Found()
-    file = _yaml(tree)
-    settings = _settings(tree, file) if file else {}
-    found.classes = _class_names(tree, file or _names_file(tree), settings)
+    every_yaml, lists = _yamls(tree), _names_files(tree)
+    file = next(iter([*every_yaml, *lists]), "")
+    settings = _settings(tree, file)
+    found.classes = _class_names(tree, file, settings)
     keypoints = _keypoints(settings, str(tree.root / file))
     labels = _label_files(tree)
-    own = _own_names(tree, labels)
-    _refuse_other_names(tree, own, file or _names_file(tree), found.classes)
-    yamls = [one for one in dict.fromkeys([file, *own.values()]) if one.endswith((".yaml", ".yml"))]
+    own = _own_names(labels, every_yaml, lists)
+    _refuse_other_names(tree, own, file, found.classes)
+    yamls = [one for one in dict.fromkeys([file, *own.values()]) if one in every_yaml]
     splits: dict[str, str] = {}
     for one in yamls:
         _read_splits(tree, one, splits, found)
@@ -73,18 +74,10 @@ def read(tree: Tree) -> Found:
 # Classes and splits
 
 
-def _yaml(tree: Tree) -> str:
-    return next(iter(_yamls(tree)), "")
-
-
 def _yamls(tree: Tree) -> list[str]:
     """Those that speak of names, the nearest to the root first, data.yaml before others."""
     files = [f for f in tree.ending(".yaml", ".yml") if re.search(r"^names\s*:", tree.text(f), re.MULTILINE)]
     return sorted(files, key=lambda f: (f.count("/"), PurePosixPath(f).stem != "data", f))
-
-
-def _names_file(tree: Tree) -> str:
-    return next(iter(_names_files(tree)), "")
 
 
 def _names_files(tree: Tree) -> list[str]:
@@ -93,9 +86,8 @@ def _names_files(tree: Tree) -> list[str]:
     return [name for name in listed if not (name.endswith(".txt") and _may_be_labels(tree, name))]
 
 
-def _own_names(tree: Tree, labels: dict[str, str]) -> dict[str, str]:
+def _own_names(labels: dict[str, str], yamls: list[str], lists: list[str]) -> dict[str, str]:
     """Folder of labels -> the yaml, else the list of names, that lies nearest above it, where one does."""
-    yamls, lists = _yamls(tree), _names_files(tree)
     folders = sorted({PurePosixPath(name).parent for name in labels.values()})
     own = {str(folder): _nearest(yamls, folder) or _nearest(lists, folder) for folder in folders}
     return {folder: file for folder, file in own.items() if file}
@@ -106,7 +98,7 @@ def _refuse_other_names(tree: Tree, own: dict[str, str], file: str, classes: lis
     for folder, other in own.items():
         if other == file:
             continue
-        names = _class_names(tree, other, {} if PurePosixPath(other).name in NAMES else _settings(tree, other))
+        names = _class_names(tree, other, _settings(tree, other))
         if names != classes:
             what = f"the labels in {folder} have other class names than {file}: {', '.join(names)[:100]}"
             fix = f"import each folder by itself and join them by cvpeft data merge, or move {file} away"
@@ -120,6 +112,9 @@ def _nearest(files: list[str], folder: PurePosixPath) -> str:
 
 
 def _settings(tree: Tree, file: str) -> dict[str, Any]:
+    """What a yaml says; nothing of a list of names, or where there is no file."""
+    if not file or PurePosixPath(file).name in NAMES:
+        return {}
     origin = Origin(str(tree.root / file), 1, tree.root)
     faults: list[Fault] = []
     try:

@@ -149,25 +149,27 @@ def test_what_cannot_be_known_is_left_and_told(tmp_path: Path, capsys: pytest.Ca
     assert len(content(tmp_path / "fixed.json")["annotations"]) == 6
 
 
+def unchanged(file: Path) -> str:
+    """What is left to be told of a json in which nothing may be put right."""
+    before, fixed = content(file), fix(file)
+    assert not fixed.counts
+    assert content(fixed.file) == before
+    return str(fixed.left)
+
+
 @pytest.mark.parametrize("ids", [(1, 2, 2), (1, 1, 2)])
 def test_categories_whose_id_others_have_are_not_joined(tmp_path: Path, ids: tuple[int, int, int]) -> None:
     """Boxes of the id that `broke` has would become `good`."""
     data = coco(2)
     data["categories"] = [{"id": i, "name": name} for i, name in zip(ids, ("good", "broke", "good"), strict=True)]
-    fixed = fix(write(tmp_path, data))
-    assert not fixed.counts
-    assert content(fixed.file) == data
-    assert "E-CAT" in str(fixed.left)
+    assert "E-CAT" in unchanged(write(tmp_path, data))
 
 
 def test_entries_of_one_image_whose_id_others_have_are_not_joined(tmp_path: Path) -> None:
     data = coco(2)
     data["images"][1]["id"] = 1
     data["images"].append({**data["images"][0], "id": 2})
-    fixed = fix(write(tmp_path, data))
-    assert not fixed.counts
-    assert content(fixed.file) == data
-    assert "image id 1 is used by" in str(fixed.left)
+    assert "image id 1 is used by" in unchanged(write(tmp_path, data))
 
 
 def test_a_box_of_class_0_is_no_double_of_one_without_a_class(tmp_path: Path) -> None:
@@ -175,9 +177,7 @@ def test_a_box_of_class_0_is_no_double_of_one_without_a_class(tmp_path: Path) ->
     data["categories"][0]["id"] = 0
     data["annotations"][0]["category_id"] = 0
     data["annotations"].insert(0, {**data["annotations"][0], "id": 9, "category_id": None})
-    fixed = fix(write(tmp_path, data))
-    assert not fixed.counts
-    assert content(fixed.file) == data
+    unchanged(write(tmp_path, data))
 
 
 def test_boxes_are_not_clipped_to_an_image_that_may_not_be_theirs(tmp_path: Path) -> None:
@@ -186,9 +186,7 @@ def test_boxes_are_not_clipped_to_an_image_that_may_not_be_theirs(tmp_path: Path
     data["annotations"][0]["bbox"] = [5, 15, 20, 20]
     file = write(tmp_path, data)
     photo(tmp_path / "images/2.png", (30, 100))
-    fixed = fix(file)
-    assert not fixed.counts
-    assert content(fixed.file) == data
+    unchanged(file)
 
 
 def test_labels_are_never_moved_to_the_photo_of_another_place(tmp_path: Path) -> None:
