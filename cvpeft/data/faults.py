@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from cvpeft.errors import DataError
 
-__all__ = ["raise_faults", "refuse_seed"]
+__all__ = ["raise_faults", "refuse_seed", "seed_faults"]
 
 SHOWN = 20  # faults that are printed
 
@@ -24,7 +24,12 @@ def raise_faults(faults: Sequence[DataError], *, fix: str = "") -> NoReturn:
     raise DataError("DATA", f"{len(faults)} faults in the data set\n" + "\n".join(lines).rstrip("."), fix=fix)
 
 
+def seed_faults(seed: int) -> list[DataError]:
+    """What is wrong with a seed that numpy's generators do not take."""
+    return [DataError("SEED", f"the seed is {seed}", fix="use 0 or more")] if seed < 0 else []
+
+
 def refuse_seed(seed: int) -> None:
-    """DataError for a seed that numpy's generators do not take."""
-    if seed < 0:
-        raise DataError("SEED", f"the seed is {seed}", fix="use 0 or more")
+    """DataError, see `seed_faults`."""
+    for fault in seed_faults(seed):
+        raise fault

@@ -27,7 +27,7 @@ from cvpeft.runtime.tiles import TiledPhoto
 from cvpeft.types import Target
 
 __all__ = [
-    "Batch", "EvalLoader", "Sample", "TrainLoader", "collate", "dead_worker", "eval_loader", "read_sample",
+    "Batch", "EvalLoader", "Sample", "TrainLoader", "collate", "dead_workers_told", "eval_loader", "read_sample",
     "train_loader",
 ]  # fmt: skip
 
@@ -325,26 +325,27 @@ def _obey_parent() -> None:
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Batch]:
-    try:
+    with dead_workers_told():
         with _signals_held_back():
             batches = iter(loader)
         for batch in batches:
             if isinstance(batch, _Failure):
                 raise batch.error()
             yield batch
-    except RuntimeError as error:
-        if told := dead_worker(error):
-            raise told from error
-        raise
 
 
-def dead_worker(error: RuntimeError) -> ResourceError | None:
-    """What torch raises where a loader process dies, as a sentence; None for every other error.
+@contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """ResourceError in place of what torch raises where a loader process dies; it stands around all that takes batches.
 
     torch raises it from a signal handler, and so wherever the main process happens to be.
     """
-    if "DataLoader worker (pid" not in str(error):
-        return None
-    what = f"a loader process died ({str(error).splitlines()[0].rstrip('. ')})"
-    why = "mostly memory ran out, or /dev/shm is too small"
-    return ResourceError("WORKER", what, why=why, fix="set data.workers=0, or give docker --shm-size=2g")
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        what = f"a loader process died ({str(error).splitlines()[0].rstrip('. ')})"
+        why = "mostly memory ran out, or /dev/shm is too small"
+        fix = "set data.workers=0, or give docker --shm-size=2g"
+        raise ResourceError("WORKER", what, why=why, fix=fix) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cvpeft.data.loader import dead_worker
+from cvpeft.data.loader import dead_workers_told
 from cvpeft.runtime.tiles import Found, join
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def predict(
     ResourceError: a loader process died, whatever was being computed meanwhile.
     """
     found: dict[int, list[tuple[Found, Letterbox]]] = {}
-    with _inference(model, device, precision), _workers():
+    with _inference(model, device, precision), dead_workers_told():
         for batch in tqdm(loader, desc="detect", unit="batch", leave=False, disable=None if progress else True):
             predictions = model(batch.images.to(device, non_blocking=True))  # (B, 3, H, W) -> B predictions
             for prediction, target, place in zip(predictions, batch.targets, batch.letterboxes, strict=True):
@@ -92,16 +92,6 @@ def _inference(model: nn.Module, device: str | torch.device, precision: str) -> 
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _workers() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if told := dead_worker(error):
-            raise told from error
-        raise
 
 
 def _in_photo(prediction: Prediction, place: Letterbox) -> Found:

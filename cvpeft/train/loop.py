@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cvpeft.config import schema
 from cvpeft.data.check.run import tell_quick_check
-from cvpeft.data.loader import Batch, dead_worker, eval_loader, train_loader
+from cvpeft.data.loader import Batch, dead_workers_told, eval_loader, train_loader
 from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
 from cvpeft.detector.adapt import adapt, as_trained, parts
@@ -370,10 +370,9 @@ def _watched(t: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
 def _resources(t: Trainer) -> Iterator[None]:
     """What torch raises where memory ends or a loader process dies, as one sentence."""
     try:
-        yield
+        with dead_workers_told():
+            yield
     except RuntimeError as e:
-        if error := dead_worker(e):
-            raise error from e
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
         batch, size = t.settings.train.batch, list(t.settings.data.size)

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from cvpeft.data.faults import seed_faults
 from cvpeft.data.render.cities import CITIES, CLASSES
 from cvpeft.data.render.scene import render_scene
 from cvpeft.data.render.tiles import hand_on, share
@@ -107,8 +108,7 @@ def _check(job: _Job) -> None:
         faults.append(DataError("CITY", f"there is no city {job.city!r}", fix=fix))
     if job.images < 1:
         faults.append(DataError("COUNT", f"{job.images} images asked for", fix="ask for at least 1"))
-    if job.seed < 0:
-        faults.append(DataError("SEED", f"the seed is {job.seed}", fix="use 0 or more"))
+    faults += seed_faults(job.seed)
     if min(job.size) < LEAST_SIZE:
         fix = f"use at least {LEAST_SIZE} px per side"
         faults.append(DataError("SIZE", f"the size is {job.size[0]} x {job.size[1]} px", fix=fix))
