@@ -202,7 +202,7 @@ class Train(Section):
     accumulate: PositiveInt = Field(1, description="batches per optimizer step")
     lr: LearningRates = LearningRates()
     weight_decay: NonNegative = Field(
-        0.05, description="not applied to norms, biases, one-dimensional tensors and prompts"
+        0.05, description="not applied to norms, biases, one-dimensional tensors, prompts, tokens and positions"
     )
     warmup: Fraction = Field(
         0.05, description="part of all steps over which the learning rate rises from 0; then cosine to 0"

@@ -7,7 +7,7 @@ are safetensors with a sha256 of the content in its metadata, since the format a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,13 +74,22 @@ def remembered(model: nn.Module) -> dict[str, Tensor]:
 
 
 def undecayed(model: nn.Module) -> set[str]:
-    """Canonical keys of the owned tensors that their Adapters want weight decay to leave alone."""
-    return owned(model).keys() & {
-        f"{place.prefix}.{name}"
+    """Canonical keys of the owned tensors that weight decay leaves alone: those that their Adapters name, and in mode
+    full those that the backbone does (timm's `no_weight_decay`: tokens, tables of positions).
+    """
+    named = {
+        f"{place.prefix}.{name}" if place.prefix else name
         for place in walk(model)
-        if isinstance(place.module, Adapter)
-        for name in place.module.undecayed
+        for name in _named_undecayed(place.module)
     }
+    return owned(model).keys() & named
+
+
+def _named_undecayed(module: nn.Module) -> Collection[str]:
+    if isinstance(module, Adapter):
+        return module.undecayed
+    names: Callable[[], Collection[str]] | None = getattr(module, "no_weight_decay", None)
+    return names() if names else ()
 
 
 def lr_factors(model: nn.Module) -> dict[str, float]:

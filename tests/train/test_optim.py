@@ -76,6 +76,23 @@ def test_prompts_are_not_decayed(tmp_path) -> None:
     assert all(parameters[key].ndim > 1 for key in names)
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("vit_tiny_patch16_224", {"cls_token", "pos_embed"}),
+        ("swin_tiny_patch4_window7_224", {"relative_position_bias_table"}),
+        ("convnext_atto", set()),
+    ],
+)
+def test_full_fine_tuning_does_not_decay_tokens_and_positions(name: str, kept: set[str], tmp_path) -> None:
+    s = settings(tmp_path, backbone={"name": name}, peft={"mode": "full", "methods": ()})
+    model = build_detector(s, ("a",))
+    adapt(model, s.peft)
+    left = undecayed(model)
+    assert {key.rpartition(".")[2] for key in left} == kept
+    assert left <= owned(model).keys()
+
+
 def test_the_rate_rises_and_falls_as_a_cosine() -> None:
     factor = warmup_cosine(total=110, warmup=10 / 110)
     assert [factor(i) for i in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
