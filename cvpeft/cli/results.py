@@ -58,7 +58,7 @@ def _predict(commands: argparse._SubParsersAction) -> None:
 
 def run_predict(args: argparse.Namespace) -> int:
     """An exported file needs no torch, so that a machine without it can run the command."""
-    options = {"canvas": args.canvas, "batch": args.batch, "every": args.every}
+    options = {"canvas": args.canvas, "one_name": args.one_name, "batch": args.batch, "every": args.every}
     if os.path.isdir(args.source):  # Path.is_dir raises where a name is too long
         _need_torch(args.source)
         if args.adapter:

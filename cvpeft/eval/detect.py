@@ -42,6 +42,7 @@ def detect_images(
     overrides: Sequence[str] = (),
     canvas: Canvas | None = None,
     score: float | None = None,
+    one_name: float | None = None,
     batch: int = 1,
     every: float = 1.0,
 ) -> DetectionRun:
@@ -53,7 +54,7 @@ def detect_images(
     name = printable(source)
     return search(
         lambda: open_detector(source, overrides, canvas=canvas),
-        name, images, out, score=score, batch=batch, every=every,
+        name, images, out, score=score, one_name=one_name, batch=batch, every=every,
     )  # fmt: skip
 
 
@@ -72,15 +73,23 @@ class RunDetector:
         """An image as far decoded as this model needs it; raises DataError as `decode` does."""
         return load_image(image, least_size(self.size, self.canvas))
 
-    def __call__(self, images: Sequence[Image], *, threshold: float | None = None, batch: int = 1) -> list[Detections]:
-        """Detect in photographs; threshold: lowest score for every class, None: its own. batch: inputs fed at once."""
+    def __call__(
+        self,
+        images: Sequence[Image],
+        *,
+        threshold: float | None = None,
+        one_name: float | None = None,
+        batch: int = 1,
+    ) -> list[Detections]:
+        """Detect in photographs; threshold: lowest score for every class, None: its own. batch: inputs fed at once.
+        one_name: see `Detector`."""
         tiles = tiles_of((self.load(image) for image in images), self.size, self.canvas)
         batches = (_batch(group) for group in grouped(tiles, batch))
         rows = predict(self.model, batches, device=self.device, precision=self.precision, progress=False)
         found: list[list[dict[str, Any]]] = [[] for _ in images]
         for row in rows:
             found[row["image_id"]].append(row)
-        return [chosen(_found(rows), self.classes, self.thresholds, threshold) for rows in found]
+        return [chosen(_found(rows), self.classes, self.thresholds, threshold, one_name) for rows in found]
 
 
 def _batch(group: Sequence[Tile]) -> Batch:

@@ -1,4 +1,4 @@
-"""Non-maximum suppression in numpy, for files that leave it to the program that runs them."""
+"""Non-maximum suppression in numpy: for files that leave it to the program that runs them, and across classes."""
 
 from __future__ import annotations
 

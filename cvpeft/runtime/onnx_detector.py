@@ -104,10 +104,19 @@ class Detector:
             raise DataError("ADAPTER", what, where=str(self.path), fix=fix)
         return read_adapter(adapter, base=self.metadata, shapes=shapes)
 
-    def __call__(self, images: Iterable[Image], *, threshold: float | None = None, batch: int = 1) -> list[Detections]:
+    def __call__(
+        self,
+        images: Iterable[Image],
+        *,
+        threshold: float | None = None,
+        one_name: float | None = None,
+        batch: int = 1,
+    ) -> list[Detections]:
         """Detect in photos.
 
         images: files, or arrays (h, w, 3) uint8 RGB. threshold: lowest score for every class; None: the file's own.
+        one_name: of boxes that count and overlap by more than this IoU, whatever their classes, only the best is kept;
+        None: an object may be found under several names.
         batch: network inputs that are fed at once, be they photos or tiles of one; the boxes do not depend on it.
         Raises DataError for an image that cannot be read.
         """
@@ -117,7 +126,7 @@ class Detector:
             for (number, _, place), one in zip(group, found, strict=True):
                 photos.setdefault(number, []).append((_in_photo(one, place), place))
         joined = (join(*zip(*tiles, strict=True)) for tiles in photos.values())
-        return [chosen(found, self.classes, self.thresholds, threshold) for found in joined]
+        return [chosen(found, self.classes, self.thresholds, threshold, one_name) for found in joined]
 
     def load(self, image: Image) -> Loaded:
         """An image as far decoded as this model needs it; raises DataError as `decode` does."""
@@ -195,12 +204,19 @@ class Detector:
 
 
 def chosen(
-    found: Found, classes: Sequence[str], thresholds: Mapping[str, float], threshold: float | None
+    found: Found,
+    classes: Sequence[str],
+    thresholds: Mapping[str, float],
+    threshold: float | None,
+    one_name: float | None = None,
 ) -> Detections:
-    """Those whose score counts; threshold: the lowest for every class, None: each class's own."""
+    """Those whose score counts; threshold: the lowest for every class, None: each class's own. one_name: see
+    `Detector`."""
     names = tuple(classes[label - 1] for label in found.labels)
     least = [thresholds[name] if threshold is None else threshold for name in names]
     keep = np.flatnonzero(found.scores >= np.asarray(least, dtype=np.float32))
+    if one_name is not None:
+        keep = keep[suppress(found.boxes[keep], found.scores[keep], np.zeros(len(keep)), one_name)]
     boxes = found.boxes[keep].astype(np.float32)
     return Detections(boxes, found.scores[keep], found.labels[keep], tuple(names[i] for i in keep))
 

@@ -17,6 +17,12 @@ def add_options(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--score", type=float, help="score from which a box counts, for all classes")
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="a city's .onnx_adapter, for a base.onnx")
     add_canvas(parser)
+    parser.add_argument(
+        "--one-name",
+        type=float,
+        metavar="IOU",
+        help="one name for one object: of boxes of any classes that overlap by more than this, as 0.7, only the best",
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="photos and tiles fed at once")
     parser.add_argument(
         "--every", type=float, default=1.0, metavar="SECONDS", help="time between the frames of a video; 0: all"

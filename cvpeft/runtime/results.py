@@ -46,11 +46,13 @@ class Entry:
 
 @dataclass
 class Findings:
-    """All that one call found. failed: file_name, path and error of what could not be read."""
+    """All that one call found. one_name: the IoU from which boxes of other classes gave way, see `Detector`.
+    failed: file_name, path and error of what could not be read."""
 
     model: str
     classes: Sequence[str]
     thresholds: Mapping[str, float]
+    one_name: float | None = None
     entries: list[Entry] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
@@ -79,7 +81,7 @@ class Findings:
         images = [_image(number, entry) for number, entry in enumerate(self.entries, 1)]
         annotations = [row for number, entry in enumerate(self.entries, 1) for row in _annotations(number, entry)]
         return {
-            "info": self._info() | {"thresholds": dict(self.thresholds)},
+            "info": self._info() | {"thresholds": dict(self.thresholds), "one_name": self.one_name},
             "images": images,
             "annotations": [{"id": number, **row} for number, row in enumerate(annotations, 1)],
             "categories": [{"id": label, "name": name} for label, name in enumerate(self.classes, 1)],

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +37,12 @@ class Model(Protocol):
     def load(self, image: Source) -> Loaded: ...
 
     def __call__(
-        self, images: Sequence[Source], *, threshold: float | None = None, batch: int = 1
+        self,
+        images: Sequence[Source],
+        *,
+        threshold: float | None = None,
+        one_name: float | None = None,
+        batch: int = 1,
     ) -> list[Detections]: ...
 
 
@@ -74,6 +80,7 @@ def search(
     out: Path,
     *,
     score: float | None = None,
+    one_name: float | None = None,
     batch: int = 1,
     every: float = 1.0,
 ) -> DetectionRun:
@@ -81,26 +88,28 @@ def search(
 
     opener: makes the model, once all else is known to be right. source: its name, for the files.
     images: see `find_photos`. score: lowest score that counts, for all classes; None: each class's own.
+    one_name: IoU from which boxes of any classes are one object, which gets its best name; see `Detector`.
     batch: network inputs fed at once. every: seconds between the frames of a video.
     What cannot be read is told in `failed`, and the others are done. Files of an earlier call are replaced.
     DataError: nothing to read. ConfigError: a file in `out` that is not of an earlier call would be overwritten.
     ResourceError: a picture cannot be written, or the model asks for too much memory. Whatever ends the search, Ctrl+C
     too, what was found before is written.
     """
-    _check(score, batch, every)
+    _check(score, one_name, batch, every)
     photos = find_photos(images)
     check_free(out, photos)
     model = opener()
     least = {name: model.thresholds[name] if score is None else score for name in model.classes}
-    findings = Findings(source, model.classes, least)
+    findings = Findings(source, model.classes, least, one_name)
+    ask = partial(model, threshold=score, one_name=one_name, batch=batch)
     group: list[_Shown] = []
     try:
         for shown in _progress(_readable(model, photos, every, findings)):
             group.append(shown)
             if len(group) == batch:
-                _search_group(model, group, batch, score, out, findings)
+                _search_group(ask, group, out, findings)
                 group = []
-        _search_group(model, group, batch, score, out, findings)
+        _search_group(ask, group, out, findings)
     except BaseException:  # Ctrl+C and the end of memory too: hours of work may lie in the entries
         if findings.entries:
             with suppress(Exception):  # it would hide the first
@@ -120,7 +129,7 @@ def search_onnx(
     adapter: Path | None = None,
     **options: Any,
 ) -> DetectionRun:
-    """`search` with an exported file. canvas, adapter: see `Detector`. options: score, batch, every."""
+    """`search` with an exported file. canvas, adapter: see `Detector`. options: score, one_name, batch, every."""
     return search(lambda: Detector(source, canvas=canvas, adapter=adapter), printable(source), images, out, **options)
 
 
@@ -134,9 +143,11 @@ def tell(done: DetectionRun) -> int:
     return done.exit_code
 
 
-def _check(score: float | None, batch: int, every: float) -> None:
+def _check(score: float | None, one_name: float | None, batch: int, every: float) -> None:
     if score is not None and not 0 <= score <= 1:
         raise ConfigError("SCORE", f"the score is {score}", fix="give one in 0..1")
+    if one_name is not None and not 0 <= one_name <= 1:
+        raise ConfigError("ONE_NAME", f"the overlap one_name is {one_name}", fix="give an IoU in 0..1, such as 0.7")
     if batch < 1:
         raise ConfigError("BATCH", f"the batch is {batch}", fix="give 1 or more")
     if not 0 <= every < float("inf"):
@@ -162,19 +173,19 @@ def _frame(photo: Photo, frame: Frame, model: Model) -> _Shown:
 
 
 def _search_group(
-    model: Model, group: Sequence[_Shown], batch: int, score: float | None, out: Path, findings: Findings
+    ask: Callable[[list[Loaded]], list[Detections]], group: Sequence[_Shown], out: Path, findings: Findings
 ) -> None:
     """Photos of one batch; where that fails each one alone, so that a failure is told of the photo that it is of."""
     if not group:
         return
     try:
-        found = model([shown.loaded for shown in group], threshold=score, batch=batch)
+        found = ask([shown.loaded for shown in group])
     except DataError as error:
         if len(group) == 1:
             _note(findings, group[0].name, group[0].path, error)
             return
         for shown in group:
-            _search_group(model, [shown], batch, score, out, findings)
+            _search_group(ask, [shown], out, findings)
         return
     for shown, one in zip(group, found, strict=True):
         _keep(shown, one, out, findings)

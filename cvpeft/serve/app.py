@@ -6,7 +6,8 @@
     POST /detect?score=0.5   {"width", "height", "detections": [{"box": [x1, y1, x2, y2], "score", "label", "name"}]}
 
 Boxes are in pixels of the upright photograph, the same as those of `cvpeft predict`. Without a score each class's own
-threshold counts. No path of a request ever becomes a path on the disk, and nothing is written.
+threshold counts. With one_name=0.7, of boxes of any classes that overlap by more than this IoU only the best is told.
+No path of a request ever becomes a path on the disk, and nothing is written.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ PAGE = {
 }
 
 
+PARAMETERS = {"score": "score", "one_name": "overlap one_name"}  # of the query, and what they are
+EXAMPLE = "score=0.5&one_name=0.7"
 MOST_MEGABYTES = 100_000
 
 
@@ -129,34 +132,34 @@ class _Service:
         }
 
     async def detect(self, request: Request) -> dict[str, Any]:
-        score = _score(request.query_params)
+        wanted = _wanted(request.query_params)
         with self.turns.place():  # before the body is read, so that what waits is bounded too
             photo = await read_photo(request, self.limits.most_bytes)
-            return await self.turns.run(self._detect, photo, score)
+            return await self.turns.run(self._detect, photo, wanted)
 
-    def _detect(self, photo: bytes, score: float | None) -> dict[str, Any]:
+    def _detect(self, photo: bytes, wanted: Mapping[str, float]) -> dict[str, Any]:
         least = self.detector.least
         loaded = Loaded(*decode(io.BytesIO(photo), at_least=least, max_pixels=self.limits.most_pixels))
-        (found,) = self.detector([loaded], threshold=score)
+        (found,) = self.detector([loaded], threshold=wanted.get("score"), one_name=wanted.get("one_name"))
         height, width = loaded.size
         return {"width": width, "height": height, "detections": _rows(found)}
 
 
-def _score(query: Mapping[str, str]) -> float | None:
-    """The query's one parameter; DataError for another one, or for a value outside of 0..1."""
-    if strange := [name for name in query if name != "score"]:
-        raise DataError("QUERY", f"the parameter {strange[0][:40]!r} is not known", fix="/detect?score=0.5")
-    text = query.get("score")
-    if text is None:
-        return None
+def _wanted(query: Mapping[str, str]) -> dict[str, float]:
+    """The query's parameters; DataError for another one, or for a value outside of 0..1."""
+    if strange := [name for name in query if name not in PARAMETERS]:
+        raise DataError("QUERY", f"the parameter {strange[0][:40]!r} is not known", fix=f"/detect?{EXAMPLE}")
+    return {name: _number(name, text) for name, text in query.items()}
+
+
+def _number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise DataError(
-            "SCORE", f"the score is {text[:40]!r}, no number in 0..1", fix="/detect?score=0.5, or leave it out"
-        )
+        what = f"the {PARAMETERS[name]} is {text[:40]!r}, no number in 0..1"
+        raise DataError(name.upper(), what, fix=f"/detect?{EXAMPLE}, or leave it out")
     return value
 
 

@@ -182,7 +182,7 @@ def predict_job(
 ) -> int:
     """Detect on photos; 2 where some of them could not be read, after all the others were done.
 
-    options: canvas, batch and every of `detect_images`.
+    options: canvas, one_name, batch and every of `detect_images`.
     """
     return tell(detect_images(source, images, out, score=score, overrides=overrides, **options))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from torchvision.ops import box_iou
 
 from cvpeft.config.load import dump, load
 from cvpeft.config.schema import Settings
@@ -118,6 +119,19 @@ def test_thresholds_of_the_run_hold_unless_a_score_is_given(run: Path, tmp_path:
     assert read(tmp_path / "out")["info"]["thresholds"] == meta["thresholds"]
     assert found(other, middle[1]) == [(label, s) for label, s in everything if s >= middle[1]]
     assert [s for _, s in found(run, None)] == [s for _, s in everything if s >= 0.5]  # a run without val
+
+
+def test_one_name_for_one_object(run: Path, tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.jpg")
+    most = detect_images(run, [file], tmp_path / "out", score=0).boxes
+    assert read(tmp_path / "out")["info"]["one_name"] is None
+    assert 0 < detect_images(run, [file], tmp_path / "out", score=0, one_name=0.3).boxes < most
+    assert read(tmp_path / "out")["info"]["one_name"] == 0.3
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in read(tmp_path / "out")["annotations"])]
+    overlaps = box_iou(*[torch.tensor(boxes)] * 2).triu(1)
+    assert overlaps.nan_to_num().max() <= 0.3 + 1e-5  # not a number: two boxes without an area
+    with pytest.raises(ConfigError, match="overlap one_name is 7"):
+        detect_images(run, [file], tmp_path / "out", one_name=7)
 
 
 def test_an_onnx_file_gives_boxes_in_pixels_of_the_photo(onnx_file: Path, tmp_path: Path) -> None:

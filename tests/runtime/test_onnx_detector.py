@@ -119,6 +119,20 @@ def test_a_threshold_of_ones_own_counts_for_all_classes(file):
     assert found.names == ()
 
 
+def test_one_name_leaves_the_best_of_what_counts_and_overlaps(tmp_path: Path) -> None:
+    boxes = [(10, 30, 50, 60), (10, 30, 50, 64), (64, 24, 128, 72)]  # IoU of the first two: 30 / 34
+    file = model_file(tmp_path / "model.onnx", METADATA, boxes, [0.45, 0.4, 0.3], [1, 2, 2])
+    detector, photo = Detector(file), [white(96, 128)]
+
+    def scores(**options: float) -> list[float]:
+        return [round(float(score), 2) for score in detector(photo, **options)[0].scores]
+
+    assert scores(threshold=0.0) == [0.45, 0.4, 0.3]
+    assert scores(threshold=0.0, one_name=0.7) == [0.45, 0.3]
+    assert scores(threshold=0.0, one_name=0.9) == [0.45, 0.4, 0.3]
+    assert scores(one_name=0.7) == [0.4, 0.3]  # 0.45 is below the threshold of its class, and takes no box with it
+
+
 def test_files_and_arrays_give_the_same(file, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 200, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "照片.png")

@@ -48,6 +48,15 @@ def test_a_score_counts_for_all_classes(port: int, score: str, found: int) -> No
     assert len(ask(port, f"/detect?score={score}", photo()).json["detections"]) == found
 
 
+@pytest.mark.parametrize(
+    ("overlap", "scores"), [("0", [0.9, 0.3]), ("0.3", [0.9, 0.4]), ("0.6", [0.9, 0.4, 0.3]), ("1", [0.9, 0.4, 0.3])]
+)
+def test_one_name_leaves_the_best_of_boxes_that_overlap(port: int, overlap: str, scores: list[float]) -> None:
+    """The second box is the photo: it holds the first, a fifth of it, and the third, a half of it."""
+    found = ask(port, f"/detect?score=0&one_name={overlap}", photo()).json["detections"]
+    assert [row["score"] for row in found] == scores
+
+
 @pytest.mark.parametrize("canvas", [None, (192, 256), "photo"])
 def test_the_boxes_are_those_of_the_runtime_on_the_file(model: Path, tmp_path: Path, canvas: Any) -> None:
     """A large JPEG is decoded at a fraction of its size by both, or scores would differ in the last digits."""
@@ -214,10 +223,12 @@ def test_a_damaged_chunk_does_no_harm(port: int) -> None:
     assert ask(port, body=photo()).status == 200
 
 
-@pytest.mark.parametrize("score", ["2", "-0.1", "nan", "inf", "-inf", "high", "", "0,5", "0x1", "9" * 400])
-def test_a_score_that_is_none_is_refused(port: int, score: str) -> None:
-    answer = ask(port, f"/detect?score={score}", photo())
+@pytest.mark.parametrize("number", ["2", "-0.1", "nan", "inf", "-inf", "high", "", "0,5", "0x1", "9" * 400])
+@pytest.mark.parametrize(("name", "word"), [("score", "score"), ("one_name", "overlap one_name")])
+def test_a_number_that_is_none_is_refused(port: int, name: str, word: str, number: str) -> None:
+    answer = ask(port, f"/detect?{name}={number}", photo())
     assert answer.status == 422
+    assert f"the {word} is" in answer.error
     assert "no number in 0..1" in answer.error
     assert len(answer.error) < 200
 
