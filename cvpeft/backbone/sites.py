@@ -1,7 +1,7 @@
 """timm model -> its sites: every leaf with parameters, and the compounds attn, mlp and block.
 
 A role is what a module is, whatever the family calls it: inside a block the path below the block ("attn.qkv",
-"mlp.fc1", "conv_dw", "norm1"), outside of blocks "patch_embed", "stem", "downsample", "norm". The blocks of a ResNet or
+"mlp.fc1", "conv_dw", "norm1"; both halves of a gated mlp are "mlp.fc1"), outside of blocks "patch_embed", "stem", "downsample", "norm". The blocks of a ResNet or
 ConvNeXt that makes the patches are part of the patch embedding.
 """
 
@@ -28,6 +28,9 @@ COMPOUNDS = {"attn", "mlp", "block"}
 CLASSIFIER = {"head", "head_dist", "fc_norm", "attn_pool"}  # a detector does not use them
 IN_BLOCK = re.compile(r"(?!patch_embed\.)(?:.*\.)?blocks\.\d+(?:\.(?P<role>.+))?")
 BELOW_BLOCK = re.compile(r"(.*blocks\.\d+)\..+")
+GATED = {  # an mlp with a gate: timm's SwiGLU, ViTamin's GeGLU
+    "mlp.fc1_g": "mlp.fc1", "mlp.fc1_x": "mlp.fc1", "mlp.w0": "mlp.fc1", "mlp.w1": "mlp.fc1", "mlp.w2": "mlp.fc2",
+}  # fmt: skip
 OUTSIDE = re.compile(r"(?:.*?\.)??(?P<role>patch_embed|stem|downsample)\..+")  # the outermost of them
 
 
@@ -48,7 +51,7 @@ def sites(net: nn.Module) -> list[Site]:
 
 def _role(path: str, module: nn.Module) -> str:
     if inside := IN_BLOCK.fullmatch(path):
-        return inside["role"] or "block"
+        return GATED.get(inside["role"], inside["role"]) or "block"
     if outside := OUTSIDE.fullmatch(path):
         return outside["role"] if isinstance(module, nn.Linear | nn.Conv2d) else f"{outside['role']}.norm"
     return path

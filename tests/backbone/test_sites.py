@@ -74,8 +74,7 @@ def test_every_leaf_with_parameters_has_one_site_and_the_classifier_none(name: s
     assert not any(path.startswith(("head", "fc_norm")) for path in paths)
     leaves = {p for p, m in net.named_modules() if not list(m.children()) and list(m.parameters())}
     assert {p for p in leaves if not p.startswith(("head", "fc_norm"))} <= set(paths)
-    expected = {"block", "mlp", "mlp.fc1", "mlp.fc2"} if name != "vit_small_plus_patch16_dinov3" else {"mlp.fc1_g"}
-    assert expected <= roles(found)
+    assert {"block", "mlp", "mlp.fc1", "mlp.fc2"} <= roles(found)
 
 
 def test_roles_of_the_families() -> None:
@@ -101,6 +100,16 @@ def test_what_a_convolutional_patch_embedding_holds_is_no_block_and_sees_maps(na
     assert all(site.layout == "NCHW" and seen[site.path].ndim == 4 for site in inside)
     assert roles(inside) <= {"patch_embed", "patch_embed.norm"}
     assert [site.path for site in found if site.role == "block"] == [f"blocks.{i}" for i in range(depth)]
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "outer"),
+    [("vit_small_plus_patch16_dinov3", ["fc1_g", "fc1_x"], "fc2"), ("vitamin_small_224", ["w0", "w1"], "w2")],
+)
+def test_both_halves_of_a_gated_mlp_are_its_first_layer(name: str, inner: list[str], outer: str) -> None:
+    net = timm.create_model(name, num_classes=0, depth=1, num_heads=2, img_size=(64, 96))
+    found = {role: [s.path for s in sites(net) if s.role == role] for role in ("mlp.fc1", "mlp.fc2")}
+    assert found == {"mlp.fc1": [f"blocks.0.mlp.{half}" for half in inner], "mlp.fc2": [f"blocks.0.mlp.{outer}"]}
 
 
 def test_heads_belong_to_attention() -> None:

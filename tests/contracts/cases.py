@@ -20,7 +20,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "vit": ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg", "fc_norm": False}),
     "deit": ("deit_tiny_patch16_224", VIT),
     "dinov2": ("vit_small_patch14_reg4_dinov2", {**VIT, "img_size": 56, "init_values": 1.0}),
-    "dinov3": ("vit_small_patch16_dinov3", {**VIT, "init_values": 1.0}),
+    "dinov3": ("vit_small_plus_patch16_dinov3", {**VIT, "init_values": 1.0}),  # its mlp has a gate
     "convnext": ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16), "ls_init_value": 1.0}),
     "convnext_conv": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16), "ls_init_value": 1.0}),
     "convnextv2": ("convnextv2_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16)}),
