@@ -91,7 +91,13 @@ def _compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--held-out", nargs=2, type=Path, metavar=("TRAIN", "VAL"), help="on these json files (cvpeft data split)"
     )
-    parser.add_argument("--sweep-epochs", type=int, metavar="N", help="epochs of each such try; else the config's")
+    parser.add_argument(
+        "--sweep-epochs",
+        type=int,
+        metavar="N",
+        help="epochs of each such try; else the config's. A try much "
+        "shorter than the training prefers rates that are too high for it",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings beside one another; 1")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
