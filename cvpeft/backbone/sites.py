@@ -1,8 +1,8 @@
 """timm model -> its sites: every leaf with parameters, and the compounds attn, mlp and block.
 
 A role is what a module is, whatever the family calls it: inside a block the path below the block ("attn.qkv",
-"mlp.fc1", "conv_dw", "norm1"; both halves of a gated mlp are "mlp.fc1"), outside of blocks "patch_embed", "stem", "downsample", "norm". The blocks of a ResNet or
-ConvNeXt that makes the patches are part of the patch embedding.
+"mlp.fc1", "conv_dw", "norm1"; both halves of a gated mlp are "mlp.fc1"), outside of blocks "patch_embed", "stem",
+"downsample", "norm". The blocks of a ResNet or ConvNeXt that makes the patches are part of the patch embedding.
 """
 
 from __future__ import annotations

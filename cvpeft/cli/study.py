@@ -95,8 +95,7 @@ def _compare(commands: argparse._SubParsersAction) -> None:
         "--sweep-epochs",
         type=int,
         metavar="N",
-        help="epochs of each such try; else the config's. A try much "
-        "shorter than the training prefers rates that are too high for it",
+        help="epochs of each such try; else the config's. Much shorter ones prefer rates that are too high for it",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings beside one another; 1")
     parser.add_argument("--out", type=Path, required=True)
