@@ -23,7 +23,7 @@ def test_they_are_those_of_the_checkout() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_opens_with_its_command(name: str) -> None:
     first = CONFIGS[name].read_text("utf-8").splitlines()[0]
-    compares = name.endswith(("_methods.yaml", "_weights.yaml"))
+    compares = name.endswith("_methods.yaml")
     command = "pretrain" if name.startswith("pretrain_") else "compare" if compares else "train"
     assert first.startswith(f"# cvpeft {command} configs/{name}")
 
