@@ -270,7 +270,7 @@ def test_a_list_of_methods_is_one_model() -> None:
     taken = inject(net, sites(net), specs)
     freeze(net)
     probe(net, lambda: features(net, x))
-    assert len(taken) == sum(map(len, adapters(net).values())) == 2 * (4 + 2 + 1)
+    assert len(taken) == sum(map(len, adapters(net).values())) == 2 * (5 + 2 + 1)  # the mlp has a gate
     assert all({"lora", "adapter", "vpt"} & set(key.split(".")) for key in owned(net))
     partly = merge(net, partly=True)
     assert {a.method for stack in adapters(partly).values() for a in stack} == {"adapter", "vpt"}

@@ -45,6 +45,9 @@ PAIRS = [
     if (variant, family) not in REFUSED and not (variant == "vera" and family == "convnext_conv")  # Linear only there
 ]
 
+# A scale, gate or value that HF peft has no place for is multiplied into float32 tensors, which rounds them.
+ROUNDED = {"lokr", "lora-gated", "adalora"}
+
 # Places with other settings have a random pair of their own.
 VERA_IN_GROUPS = MethodSpec("vera", settings={"rank": 4, "patterns": {"mlp.fc2": {"start": 0.5}}})
 
@@ -58,12 +61,14 @@ def taken_up(net: nn.Module, plain: nn.Module, folder: Path) -> nn.Module:
 
 @pytest.mark.parametrize(("variant", "family"), PAIRS)
 def test_the_outsider_computes_the_same(variant: str, family: str, tmp_path: Path) -> None:
-    net, x = trained(variant, family), images(family)
+    """In float64: in float32 the order of the products alone moves features by 1e-5 on some processors."""
+    net, x = trained(variant, family), images(family, torch.float64)
     theirs = taken_up(net, base(family), tmp_path)
     with torch.no_grad():
-        expected = features(net, x)
-        assert (features(theirs.eval(), x) - expected).abs().max() < 1e-5
-        assert (features(base(family), x) - expected).abs().max() > 1e-3
+        expected = features(net.double(), x)
+        bound = 1e-5 if variant in ROUNDED else 1e-12
+        assert (features(theirs.eval().double(), x) - expected).abs().max() < bound
+        assert (features(base(family).double(), x) - expected).abs().max() > 1e-3
 
 
 def test_ranks_may_differ_from_site_to_site(tmp_path: Path) -> None:
