@@ -54,6 +54,7 @@ class Render(Section):
     test: Count = 150
     seed: Seed = 0
     size: Size = (480, 640)
+    parts: bool = Field(False, description="write what each pixel shows too, as parts/*.png; cvpeft pretrain learns it")
 
 
 class Data(Section):

@@ -69,4 +69,4 @@ def render_missing(data: schema.Data) -> None:
                     # The renderer draws from the file's name too, but a/train.json and b/train.json share theirs.
                     same = sum(other.stem == file.stem for other in files[:number])
                     seed = 3 * (r.seed + SEEDS * same) + offset
-                    render_dataset(file.parent, r.city, images, seed, r.size, file.stem, pool=pool)
+                    render_dataset(file.parent, r.city, images, seed, r.size, file.stem, pool=pool, parts=r.parts)

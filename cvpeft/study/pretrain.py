@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from cvpeft.backbone.build import Backbone, build_backbone
 from cvpeft.backbone.weights import DETECTOR_FORMAT, grid_entry
 from cvpeft.config import schema
 from cvpeft.data.render import RENDERER_VERSION
 from cvpeft.data.splits import open_splits
-from cvpeft.detector.build import PREDICTORS, build_detector
+from cvpeft.detector.build import PREDICTORS, BackboneWithNeck, build_detector
+from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.detector.saved import RESOLVED, load_run, run_folder
 from cvpeft.errors import ConfigError
 from cvpeft.export.run import write_weights
@@ -38,7 +38,7 @@ from cvpeft.train.folder import data_digest, is_finished, same_run
 
 __all__ = ["pretrain"]
 
-UNTOLD = {"formulas": "0", "crop_lr": "0.002"}  # of a file that was made before these could be chosen
+UNTOLD = {"formulas": "0", "crop_lr": "0.002", "parts": "False"}  # of a file that was made before these could be chosen
 WORK = 0.8  # part of the time that the steps get; the rest goes to loading, saving and what else the machine does
 
 
@@ -83,6 +83,7 @@ def pretrain(
         "seed": str(settings.run.seed),
         "backbone": settings.backbone.name,
         "crop_data": digest,
+        "parts": str(_has_parts(settings)),
     }
     if not backbone.exists():
         crop_settings = CropSettings(epochs=crop_epochs, lr=crop_lr, seed=settings.run.seed)
@@ -128,7 +129,9 @@ def _fitted(settings: schema.Settings, file: Path, crop_epochs: int, formulas: i
         return found
     images = open_splits(settings.data).train.images
     count = sum(len(image.boxes) for image in images) + NEGATIVES * len(images) + FORMULAS * formulas
-    crop_epoch = count / CropSettings.batch * crop_step_seconds(_body(settings), CropSettings.batch)
+    trunk, dense = _trunk(settings), _has_parts(settings)
+    step = crop_step_seconds(trunk.body, trunk.neck, CropSettings.batch, dense=dense, precision=_precision(settings))
+    crop_epoch = count / CropSettings.batch * step
     batch = settings.train.batch * settings.train.accumulate
     epoch = len(images) / batch * _detector_step_seconds(settings) * settings.train.accumulate
     whole = crop_epochs * crop_epoch + settings.train.epochs * epoch
@@ -166,24 +169,36 @@ def _facts(file: Path) -> dict[str, str]:
         return dict(f.metadata() or {})
 
 
-def _body(settings: schema.Settings) -> Backbone:
-    torch.manual_seed(settings.run.seed)
-    return build_backbone(settings.backbone.name, "none", (SIDE, SIDE)).to(memory_format=torch.channels_last)
+def _trunk(settings: schema.Settings) -> BackboneWithNeck:
+    """Backbone and pyramid of the detector to come, for crops."""
+    of_crops = settings.model_copy(update={"data": settings.data.model_copy(update={"size": (SIDE, SIDE)})})
+    trunk: BackboneWithNeck = build_detector(of_crops, ("a",)).backbone  # type: ignore[assignment]
+    return trunk.to(memory_format=torch.channels_last)
+
+
+def _has_parts(settings: schema.Settings) -> bool:
+    return settings.data.render is not None and settings.data.render.parts
+
+
+def _precision(settings: schema.Settings) -> str:
+    return pick_precision(settings.train.precision, pick_device("cpu"))
 
 
 def _train_backbone(
     settings: schema.Settings, file: Path, crop_settings: CropSettings, formulas: int, recipe: Mapping[str, str]
 ) -> None:
     started = time.perf_counter()
-    body, facts = _body(settings), dict(recipe)
+    trunk, facts = _trunk(settings), dict(recipe)
     if crop_settings.epochs:
-        crops = cut_crops(open_splits(settings.data).train, seed=settings.run.seed)
+        crops = cut_crops(open_splits(settings.data).train, seed=settings.run.seed, parts=_has_parts(settings))
         if formulas:
             crops = add_formulas(crops, formulas, seed=settings.run.seed)
-        accuracy = train_on_crops(body, crops, crop_settings)
+        precision = _precision(settings)
+        accuracy = train_on_crops(trunk.body, trunk.neck, crops, crop_settings, precision=precision)
         seconds = time.perf_counter() - started
         facts |= {"crops": str(len(crops.labels)), "crop_accuracy": f"{accuracy:.3f}", "crop_seconds": f"{seconds:.0f}"}
-    write_weights(file, body.net.state_dict(), facts | grid_entry(body.net))
+    tensors = {f"backbone.{key}": t for key, t in trunk.state_dict().items()}
+    write_weights(file, tensors, facts | {"format": DETECTOR_FORMAT} | grid_entry(trunk.body.net))
 
 
 def _write(run: Path, backbone: Path, out: Path) -> None:

@@ -25,7 +25,7 @@ from cvpeft.data.splits import open_splits
 from cvpeft.data.transforms import build_augment
 from cvpeft.detector.adapt import adapt, as_trained, parts
 from cvpeft.detector.build import build_detector
-from cvpeft.detector.device import pick_device, pick_precision
+from cvpeft.detector.device import depthwise_in_single, pick_device, pick_precision
 from cvpeft.detector.saved import describe, save_adapter
 from cvpeft.errors import CvpeftError, NumericalError, ResourceError
 from cvpeft.eval.predict import predict
@@ -95,6 +95,8 @@ def _prepare(settings: schema.Settings, folder: Path) -> Trainer:
     device = pick_device(settings.train.device)
     precision = pick_precision(settings.train.precision, device)
     log.info("device %s, %s", device, precision)
+    if precision == "bf16" and device.type == "cpu":
+        depthwise_in_single(model)
     if holds_low := settings.train.frozen_dtype == "compute" and precision == "bf16":
         for module in _frozen_matrices(model):
             module.to(torch.bfloat16)

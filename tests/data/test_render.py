@@ -13,7 +13,17 @@ import cv2
 import numpy as np
 import pytest
 
-from cvpeft.data.render import CITIES, CLASSES, ground, render_dataset, render_scene, renderers, tiles
+from cvpeft.data.render import (
+    CITIES,
+    CLASSES,
+    PARTS,
+    ground,
+    parts_file,
+    render_dataset,
+    render_scene,
+    renderers,
+    tiles,
+)
 from cvpeft.data.render import dataset as dataset_module
 from cvpeft.data.render.camera import Camera, clip_polygon
 from cvpeft.data.render.covers import CIRCLE, LOSE, Cover, box, visible
@@ -168,6 +178,44 @@ def test_the_box_is_where_the_scene_changes() -> None:
     assert found == 5
 
 
+OWN_PARTS = {  # what the pixels of a cover of each class show, and what they do not
+    "good": ({"lid"}, {"shaft", "break", "loose lid", "plain lid"}),
+    "broke": ({"lid", "break"}, {"loose lid", "plain lid"}),
+    "lose": ({"loose lid", "shaft"}, {"lid", "break", "plain lid"}),
+    "uncovered": ({"shaft"}, {"lid", "break", "loose lid", "plain lid"}),
+    "circle": ({"plain lid"}, {"shaft", "break", "loose lid", "lid"}),
+}
+
+
+def test_parts_lie_in_the_boxes_and_are_those_of_the_class() -> None:
+    seen = set()
+    for seed in range(60):
+        scene = render_scene(CITIES["yard"], seed, FULL)
+        assert scene.parts.shape == FULL
+        outside = scene.parts.copy()
+        for i, (x, y, w, h) in enumerate(scene.boxes):
+            label = scene.labels[i]
+            inside = np.s_[max(int(y) - 2, 0) : int(y + h) + 3, max(int(x) - 2, 0) : int(x + w) + 3]
+            shown = {PARTS[part] for part in np.unique(scene.parts[inside])}
+            rows, columns = np.nonzero(scene.parts[inside])
+            assert np.ptp(rows) >= 0.95 * h - 4, (seed, label)
+            assert np.ptp(columns) >= 0.95 * w - 4, (seed, label)
+            outside[inside] = 0
+            whole = min(x, y) > 1 and x + w < FULL[1] - 1 and y + h < FULL[0] - 1
+            if whole and all(apart(b, scene.boxes[i]) for j, b in enumerate(scene.boxes) if j != i):
+                needed, absent = OWN_PARTS[CLASSES[label - 1]]
+                assert needed <= shown, (seed, label)
+                assert not absent & shown, (seed, label)
+                seen.add(CLASSES[label - 1])
+        assert not outside.any()
+    assert seen == set(CLASSES)
+
+
+def apart(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two xywh boxes are more than 6 px from each other."""
+    return bool((np.abs(one[:2] + one[2:] / 2 - other[:2] - other[2:] / 2) > (one[2:] + other[2:]) / 2 + 6).any())
+
+
 def test_a_circle_seen_from_above_has_a_square_box() -> None:
     camera = Camera((400, 400), 300.0, 2.0, np.pi / 2 - 1e-9, 0.0, 0.0)
     material = Material(80, 0, 0.5, 0, (1, 1, 1))
@@ -292,6 +340,27 @@ def test_the_json_is_coco(rendered: Path) -> None:
         assert min(x, y) >= 0
         assert max(x + w - SMALL[1], y + h - SMALL[0]) <= 0.01
         assert annotation["area"] == pytest.approx(w * h, abs=0.01)
+
+
+def test_parts_are_written_beside_the_same_images(rendered: Path, tmp_path: Path) -> None:
+    spec = json.loads((rendered / "train.json").read_text())["info"]["spec"]
+    assert "parts" not in spec  # sets that were made before parts could be asked for are still those of their arguments
+    size = (spec["height"], spec["width"])
+
+    def render() -> Path:
+        return render_dataset(tmp_path, spec["city"], spec["images"], spec["seed"], size, parts=True, progress=False)
+
+    render()
+    images = {name: sha for name, sha in _hashes(rendered).items() if name.startswith("images/")}
+    assert {name: sha for name, sha in _hashes(tmp_path).items() if name.startswith("images/")} == images
+    files = [parts_file(tmp_path / name) for name in sorted(images)]
+    maps = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files]
+    assert all(m.shape == size and m.dtype == np.uint8 and m.max() < len(PARTS) for m in maps)
+    assert any(m.any() for m in maps)
+    before = _hashes(tmp_path)
+    files[0].unlink()
+    render()
+    assert _hashes(tmp_path) == before
 
 
 def test_names_and_seeds_give_other_images(rendered: Path, tmp_path: Path) -> None:

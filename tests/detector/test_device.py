@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
 import torch
+from torch import nn
 
-from cvpeft.detector.device import has_fast_bf16, pick_device, pick_precision
+from cvpeft.detector.device import depthwise_in_single, has_fast_bf16, pick_device, pick_precision
 from cvpeft.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -43,3 +45,21 @@ def test_a_plain_processor_trains_in_float32(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_this_machine_answers() -> None:
     assert isinstance(has_fast_bf16(CPU), bool)
+
+
+def test_depthwise_convolutions_that_are_trained_leave_autocast_and_stay_what_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1))
+    model[1].weight.requires_grad = False
+    plain = copy.deepcopy(model)
+    depthwise_in_single(model)
+    x = torch.randn(2, 4, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [layer(x).dtype for layer in model] == [torch.float32, torch.bfloat16, torch.bfloat16]
+        model[0](x.bfloat16()).sum().backward()
+    plain[0](x.bfloat16().float()).sum().backward()
+    assert torch.equal(model[0].weight.grad, plain[0].weight.grad)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    again = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(again(x), model(x))

@@ -5,16 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from cvpeft.backbone.build import Backbone, build_backbone
+from cvpeft.backbone.pyramid import build_pyramid
 from cvpeft.data.coco import CocoData, load_coco
+from cvpeft.data.render import PARTS, render_dataset
+from cvpeft.errors import DataError
 from cvpeft.study.crops import (
     SIDE,
     STORED,
+    UNKNOWN,
     Crops,
     CropSettings,
     _cut,
     _mirrored,
+    _parts_loss,
+    _sampled,
+    _shown,
     add_formulas,
     cut_crops,
     train_on_crops,
@@ -30,6 +38,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoData:
 @pytest.fixture(scope="module")
 def crops(data: CocoData) -> Crops:
     return cut_crops(data)
+
+
+NECK = nn.Identity()  # stays out of it where no parts are known
 
 
 def body() -> Backbone:
@@ -81,7 +92,7 @@ def test_a_square_of_any_size_and_place_gives_a_crop(place: tuple[float, float, 
 def test_a_backbone_learns_to_tell_crops_apart(crops: Crops) -> None:
     trained = body()
     before = {key: t.clone() for key, t in trained.state_dict().items()}
-    accuracy = train_on_crops(trained, crops, CropSettings(epochs=12, batch=16, lr=2e-3))
+    accuracy = train_on_crops(trained, NECK, crops, CropSettings(epochs=12, batch=16, lr=2e-3))
     assert accuracy >= 0.8
     assert any(not torch.equal(t, before[key]) for key, t in trained.state_dict().items())
 
@@ -90,5 +101,61 @@ def test_the_same_seed_gives_the_same_backbone(crops: Crops) -> None:
     few = Crops(crops.pixels[:32], crops.labels[:32], crops.held_out[:32])
     one, other = body(), body()
     for net in (one, other):
-        train_on_crops(net, few, CropSettings(epochs=1, batch=16))
+        train_on_crops(net, NECK, few, CropSettings(epochs=1, batch=16))
     assert all(torch.equal(t, other.state_dict()[key]) for key, t in one.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory: pytest.TempPathFactory) -> CocoData:
+    return load_coco([render_dataset(tmp_path_factory.mktemp("yard"), "yard", 6, 0, (240, 320), workers=1, parts=True)])
+
+
+def test_parts_are_cut_with_their_pixels(yard: CocoData) -> None:
+    crops = cut_crops(yard, parts=True)
+    assert crops.parts is not None
+    assert crops.parts.shape == (len(crops.labels), STORED, STORED)
+    middle = crops.parts[:, STORED // 4 : -STORED // 4, STORED // 4 : -STORED // 4].flatten(1)
+    assert ((middle > 0).float().mean(1)[crops.labels > 0] > 0.4).all()
+    assert ((middle > 0).float().mean(1)[crops.labels == 0] < 0.1).all()
+    plain = cut_crops(yard)
+    assert plain.parts is None
+    assert torch.equal(plain.pixels, crops.pixels)
+    added = add_formulas(crops, 1)
+    assert added.parts is not None
+    assert (added.parts[len(crops.labels) :] == UNKNOWN).all()
+
+
+def test_parts_turn_with_their_pixels() -> None:
+    half = torch.zeros(1, STORED, STORED, dtype=torch.uint8)
+    half[:, :, : STORED // 2] = 2
+    quarter = torch.tensor([[[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]]])  # the left half comes to lie above or below
+    shown = _shown(half, quarter)[0]
+    as_pixels = _sampled(half[:, None].expand(1, 3, STORED, STORED) * 100, quarter, body())[0, 0]
+    assert torch.equal(shown[2] > 0.5, as_pixels > as_pixels.mean())
+    assert torch.equal(shown.sum(0), torch.ones(SIDE, SIDE))
+    assert _shown(torch.full_like(half, UNKNOWN), quarter).sum() == 0
+
+
+def test_parts_that_are_not_there_are_asked_for_in_one_sentence(data: CocoData) -> None:
+    with pytest.raises(DataError, match=r"E-PARTS .*train_1\.png.*data.render.parts=true"):
+        cut_crops(data, parts=True)
+
+
+def test_what_is_unknown_costs_nothing() -> None:
+    scores = torch.randn(2, len(PARTS), 4, 4)
+    shown = torch.zeros(2, len(PARTS), SIDE, SIDE)
+    assert _parts_loss(scores, shown) == 0
+    shown[:, 1, : SIDE // 2] = 1  # the upper half of each map
+    right = torch.zeros(2, len(PARTS), 4, 4)
+    right[:, 1, :2] = 20
+    assert _parts_loss(right, shown) < 1e-3 < _parts_loss(scores, shown)
+
+
+def test_the_pyramid_is_trained_as_far_as_its_finest_levels_reach(yard: CocoData) -> None:
+    crops, trunk = cut_crops(yard, parts=True), body()
+    torch.manual_seed(0)
+    neck = build_pyramid(trunk.channels, 32)
+    before = {key: t.clone() for key, t in neck.state_dict().items()}
+    train_on_crops(trunk, neck, crops, CropSettings(epochs=1, batch=16))
+    same = {key for key, t in neck.state_dict().items() if torch.equal(t, before[key])}
+    assert {key.rsplit(".", 2)[0] for key in same} == {"fpn.layer_blocks.2", "fpn.layer_blocks.3"}

@@ -94,6 +94,18 @@ def test_crops_may_be_left_out_and_the_grid_of_a_vit_is_told(tmp_path: Path) -> 
         assert made.metadata()["grid"] == "[4, 6]"
 
 
+def test_a_rendered_yard_teaches_parts_and_hands_its_pyramid_on(tmp_path: Path, caplog) -> None:
+    render = {"city": "yard", "train": 3, "size": (128, 160), "parts": True}
+    file = config(tmp_path, data={"render": render, "train": (tmp_path / "yard" / "train.json",)})
+    with caplog.at_level("INFO"):
+        pretrain(file, tmp_path / "a.safetensors", crop_epochs=1)
+    assert "tensors of neck and head taken over" in caplog.text
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as made:
+        assert made.metadata()["parts"] == "True"
+    crops = load_file(tmp_path / "runs" / "tiny_crops" / "backbone.safetensors")
+    assert {key.split(".")[1] for key in crops} == {"body", "neck"}
+
+
 def test_a_file_that_is_there_is_not_lost(made: Path) -> None:
     before = made.read_bytes()
     with pytest.raises(DataError, match="the file is there"):

@@ -8,10 +8,11 @@ noise.py and blend.py serve all of them.
 """
 
 from cvpeft.data.render.cities import CITIES, CLASSES, City, Rig
-from cvpeft.data.render.dataset import RENDERER_VERSION, is_rendered, render_dataset, renderers
+from cvpeft.data.render.dataset import RENDERER_VERSION, is_rendered, parts_file, render_dataset, renderers
 from cvpeft.data.render.scene import Scene, render_scene
+from cvpeft.data.render.sprite import PARTS
 
 __all__ = [
-    "CITIES", "CLASSES", "RENDERER_VERSION", "City", "Rig", "Scene", "is_rendered", "render_dataset", "render_scene",
-    "renderers",
+    "CITIES", "CLASSES", "PARTS", "RENDERER_VERSION", "City", "Rig", "Scene", "is_rendered", "parts_file",
+    "render_dataset", "render_scene", "renderers",
 ]  # fmt: skip

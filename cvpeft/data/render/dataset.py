@@ -27,7 +27,7 @@ from cvpeft.data.render.scene import render_scene
 from cvpeft.data.render.tiles import hand_on, share
 from cvpeft.errors import DataError, ResourceError
 
-__all__ = ["RENDERER_VERSION", "is_rendered", "render_dataset", "renderers"]
+__all__ = ["RENDERER_VERSION", "is_rendered", "parts_file", "render_dataset", "renderers"]
 
 RENDERER_VERSION = "1.2"  # part of every seed: another picture from the same arguments needs another version
 LEAST_SIZE = 64  # px
@@ -44,12 +44,14 @@ class _Job:
     images: int
     size: tuple[int, int]
     name: str
+    parts: bool
 
     def spec(self) -> dict[str, Any]:
-        return {
+        spec = {
             "renderer": RENDERER_VERSION, "city": self.city, "seed": self.seed, "images": self.images,
             "name": self.name, "height": self.size[0], "width": self.size[1],
         }  # fmt: skip
+        return spec | ({"parts": True} if self.parts else {})
 
     @property
     def json(self) -> Path:
@@ -58,22 +60,28 @@ class _Job:
     def file_name(self, index: int) -> str:
         return f"images/{self.city}_{self.name}_{self.seed}_{index:05d}.jpg"
 
+    def files(self, index: int) -> list[Path]:
+        image = self.out / self.file_name(index)
+        return [image, parts_file(image)] if self.parts else [image]
+
 
 def render_dataset(
     out: Path, city: str, images: int, seed: int, size: tuple[int, int] = (480, 640), name: str = "train",
-    workers: int | None = None, progress: bool = True, pool: ProcessPoolExecutor | None = None,
+    workers: int | None = None, progress: bool = True, pool: ProcessPoolExecutor | None = None, parts: bool = False,
 ) -> Path:  # fmt: skip
     """Write out/images/*.jpg and the COCO file out/{name}.json, and return the latter's path.
+
+    parts: write out/parts/*.png too, of each image what its pixels show: indices of PARTS, (h, w) uint8.
 
     size: (h, w) px; workers: processes, the number of cores when None, started for this set alone unless a `pool` of
     `renderers` is given. An image depends on renderer version, city, name, seed, index and size alone. A finished set
     with the same arguments is left as it is; a broken-off one is completed. DataError: an unknown city or a senseless
     number, or files in the way that another set of arguments wrote; nothing is overwritten then.
     """
-    job = _Job(Path(out), city, seed, images, (int(size[0]), int(size[1])), name)
+    job = _Job(Path(out), city, seed, images, (int(size[0]), int(size[1])), name, parts)
     _check(job)
     finished = _finished(job)
-    todo = [i for i in range(images) if not (finished and (job.out / job.file_name(i)).exists())]
+    todo = [i for i in range(images) if not (finished and all(file.exists() for file in job.files(i)))]
     rows = _run(job, todo, workers or _cores(), progress, pool)
     if not finished:
         _write_json(job, rows)
@@ -133,6 +141,11 @@ def _finished(job: _Job) -> bool:
                     fix="choose another folder or name, or move the file away")  # fmt: skip
 
 
+def parts_file(image: Path) -> Path:
+    """Where a rendered image's parts lie, if they were asked for."""
+    return image.parents[1] / "parts" / f"{image.stem}.png"
+
+
 def is_rendered(file: Path) -> bool:
     """Whether a COCO json says of itself that `render_dataset` wrote it, and under this name.
 
@@ -161,8 +174,9 @@ def _run(
     bar = tqdm(total=len(todo), desc=f"render {job.city}/{job.name}", unit="image", disable=not progress or not todo)
     rows = []
     with bar:
-        for row, data in _rendered(job, todo, min(workers, -(-len(todo) // CHUNK)), pool):
-            _put(job.out / job.file_name(row["index"]), data)
+        for row, files in _rendered(job, todo, min(workers, -(-len(todo) // CHUNK)), pool):
+            for path, data in zip(job.files(row["index"]), files, strict=True):
+                _put(path, data)
             rows.append(row)
             bar.update()
     return rows
@@ -170,7 +184,7 @@ def _run(
 
 def _rendered(
     job: _Job, todo: list[int], workers: int, pool: ProcessPoolExecutor | None
-) -> Iterator[tuple[dict[str, Any], bytes]]:
+) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     """The results of `_one`, in order, from a pool or from this process."""
     if workers <= 1:
         yield from (_one(job, index) for index in todo)
@@ -193,8 +207,8 @@ def _start(folder: Path) -> None:
     share(folder)
 
 
-def _one(job: _Job, index: int) -> tuple[dict[str, Any], bytes]:
-    """Render one image: its boxes and labels as plain lists, and its JPEG bytes."""
+def _one(job: _Job, index: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Render one image: its boxes and labels as plain lists, and the bytes of its files."""
     seed = zlib.crc32(f"{RENDERER_VERSION}/{job.city}/{job.name}".encode())
     rng = np.random.default_rng([seed, job.seed, index])
     city = CITIES[job.city]
@@ -202,7 +216,10 @@ def _one(job: _Job, index: int) -> tuple[dict[str, Any], bytes]:
     quality = round(rng.uniform(*city.quality))
     _, data = cv2.imencode(".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     boxes = [[round(float(x), 2) for x in box] for box in scene.boxes]
-    return {"index": index, "boxes": boxes, "labels": scene.labels.tolist()}, data.tobytes()
+    files = [data.tobytes()]
+    if job.parts:
+        files.append(cv2.imencode(".png", scene.parts)[1].tobytes())
+    return {"index": index, "boxes": boxes, "labels": scene.labels.tolist()}, files
 
 
 def _put(path: Path, data: bytes) -> None:

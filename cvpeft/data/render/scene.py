@@ -33,11 +33,15 @@ LEAST_GAP = 0.18  # share of a loose cover's opening that must be seen
 
 @dataclass(frozen=True)
 class Scene:
-    """image: (H, W, 3) uint8 RGB; boxes: (N, 4) float64 xywh px inside it; labels: (N,) int64 1..K as in CLASSES."""
+    """image: (H, W, 3) uint8 RGB; boxes: (N, 4) float64 xywh px inside it; labels: (N,) int64 1..K as in CLASSES.
+
+    parts: (H, W) uint8 indices of PARTS, what each pixel shows, whatever lies upon it.
+    """
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    parts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def render_scene(city: City, rng_seed: int, size: tuple[int, int]) -> Scene:
     made = plan(city, rng_seed, size)
     boxes = np.array([box(cover, made.camera) for cover in made.covers]).reshape(-1, 4)
     labels = np.array([cover.label for cover in made.covers], np.int64)
-    return Scene(paint(made), boxes, labels)
+    parts = np.zeros(size, np.uint8)
+    return Scene(paint(made, parts), boxes, labels, parts)
 
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -197,12 +202,12 @@ def box_or_nothing(cover: Cover, camera: Camera) -> np.ndarray:
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 
-def paint(made: Plan) -> np.ndarray:
-    """(H, W, 3) uint8 RGB photograph of a plan."""
-    return photograph(paint_street(made), made.city, _stream(made.seed, 7))
+def paint(made: Plan, parts: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB photograph of a plan; what the covers' pixels show is noted in `parts`, as `draw` does."""
+    return photograph(paint_street(made, parts=parts), made.city, _stream(made.seed, 7))
 
 
-def paint_street(made: Plan, *, with_covers: bool = True) -> np.ndarray:
+def paint_street(made: Plan, *, with_covers: bool = True, parts: np.ndarray | None = None) -> np.ndarray:
     """(H, W, 3) float32 light before the lens, 0..255 and more; without its covers everything else stays as it is."""
     camera, light, city = made.camera, made.light, made.city
     rows = _ground_rows(camera)
@@ -215,7 +220,7 @@ def paint_street(made: Plan, *, with_covers: bool = True) -> np.ndarray:
     scale(surface.image, _shade(made, slope, made.street.turn))
     _side_walks(made, surface, rows)
     for cover in made.covers if with_covers else ():
-        draw(surface.image, cover, camera, np.array(light.sun), light.share)
+        draw(surface.image, cover, camera, np.array(light.sun), light.share, parts)
     after_covers(surface, city, _stream(made.seed, 3))
     lit = _lit(made, surface)
     backdrop(lit, camera, made.street, light, _stream(made.seed, 5))

@@ -32,7 +32,10 @@ from cvpeft.data.render.covers import (
 from cvpeft.data.render.noise import along, distance, fractal, fraction, slopes, smoothstep, to_uint8
 from cvpeft.data.render.patterns import disc, face, grid, lid
 
-__all__ = ["draw"]
+__all__ = ["PARTS", "draw"]
+
+PARTS = ("ground", "frame", "lid", "plain lid", "shaft", "break", "edge", "loose lid")  # what a pixel may show
+FRAME, LID, PLAIN, SHAFT, BREAK, EDGE, LOOSE = range(1, len(PARTS))
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,22 @@ class _Sprite:
         self.x, self.y = x * span + centre[0], y * span + centre[1]
         self.rgb = np.zeros((n, n, 3), np.float32)
         self.alpha = np.zeros((n, n), np.float32)
+        self.parts = np.zeros((n, n), np.uint8)
 
-    def over(self, rgb: np.ndarray | tuple[float, float, float], alpha: np.ndarray, part: Part | None = None) -> None:
-        """Lay a layer on top, or a part of one on its part of the canvas; rgb is not multiplied by alpha."""
+    def over(
+        self, rgb: np.ndarray | tuple[float, float, float], alpha: np.ndarray, part: Part | None = None, shows: int = 0
+    ) -> None:
+        """Lay a layer on top, or a part of one on its part of the canvas; rgb is not multiplied by alpha.
+
+        shows: index in PARTS; 0: shadows and the like, which leave what lies below what it is.
+        """
         if part is None:
             part = _extent(alpha)
             rgb, alpha = rgb[part] if isinstance(rgb, np.ndarray) else rgb, alpha[part]
         if alpha.size == 0:
             return
+        if shows:
+            self.parts[part][alpha > 0.5] = shows
         mix(self.rgb[part], rgb, alpha)
         more = 1 - self.alpha[part]
         more *= alpha
@@ -120,7 +131,7 @@ def _frame(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) 
     grain = 1 + 0.08 * noise
     rgb = cv2.merge([part * grain for part in tone.astype(np.float32)])
     height = cv2.GaussianBlur(ring - 1.0 * sprite.shape(cover, inner), (0, 0), max(0.6, n / 160))
-    sprite.over(_lit(rgb, height, rays.sun, rays.share, n / 90), ring)
+    sprite.over(_lit(rgb, height, rays.sun, rays.share, n / 90), ring, shows=FRAME)
     groove = sprite.shape(cover, inner + 0.012) - sprite.shape(cover, inner - 0.02)
     sprite.over((24, 24, 24), np.clip(groove, 0, 1) * 0.8)
 
@@ -136,11 +147,17 @@ def _top(cover: Cover, n: int, rays: Rays, rng: np.random.Generator) -> np.ndarr
 
 
 def _lay(
-    sprite: _Sprite, cover: Cover, top: np.ndarray, linear: np.ndarray, at: np.ndarray, keep: np.ndarray | float = 1.0
+    sprite: _Sprite,
+    cover: Cover,
+    top: np.ndarray,
+    linear: np.ndarray,
+    at: np.ndarray,
+    keep: np.ndarray | float = 1.0,
 ) -> None:
     """Lay a lit lid on the sprite."""
     layer = sprite.place(top, (1 - cover.frame) * linear @ turned(cover.turn), at)
-    sprite.over(cv2.cvtColor(layer, cv2.COLOR_RGBA2RGB), cv2.extractChannel(layer, 3) * keep)
+    shows = {CIRCLE: PLAIN, LOSE: LOOSE}.get(cover.label, LID)
+    sprite.over(cv2.cvtColor(layer, cv2.COLOR_RGBA2RGB), cv2.extractChannel(layer, 3) * keep, shows=shows)
 
 
 def _hole(
@@ -215,7 +232,7 @@ def _open(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) -
     _frame(sprite, cover, rays, rng)
     area = sprite.shape(cover, 1 - cover.frame)
     shaft, part = _hole(sprite, cover, rays, area, rng)
-    sprite.over(shaft, area[part], part)
+    sprite.over(shaft, area[part], part, SHAFT)
 
 
 def _broken(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator) -> None:
@@ -225,13 +242,13 @@ def _broken(sprite: _Sprite, cover: Cover, rays: Rays, rng: np.random.Generator)
     below, part = _hole(sprite, cover, rays, area, rng)
     _lay(sprite, cover, _top(cover, sprite.n, rays, rng), np.eye(2), np.zeros(2))
     missing, cracks = _damage(sprite, 1 - cover.frame, rng)
-    sprite.over((14, 14, 14), cracks * area * 0.92)
+    sprite.over((14, 14, 14), cracks * area * 0.92, shows=BREAK)
     opening = missing * area
     # The shaft is seen from one thickness below on, so that the far edge of the opening shows the flank.
     shift = rays.view * 0.8 * THICK * sprite.n / 2 / sprite.span
     lower = cv2.warpAffine(opening, np.column_stack([np.eye(2), shift]), (sprite.n, sprite.n))
     tone = rng.uniform(0.6, 1.1)
-    sprite.over((104 * tone, 84 * tone, 68 * tone), opening)
+    sprite.over((104 * tone, 84 * tone, 68 * tone), opening, shows=BREAK)
     sprite.over(0.8 * below, (opening * lower)[part], part)
 
 
@@ -262,7 +279,7 @@ def _loose_lid(size: int, cover: Cover, rays: Rays, rng: np.random.Generator) ->
     for z in np.linspace(0, THICK, 4):
         at = move - rays.view * (cover.lift + z)
         tone = float(0.7 + 3 * z)
-        sprite.over((58 * tone, 52 * tone, 47 * tone), keep * sprite.place(coverage, inner * linear, at))
+        sprite.over((58 * tone, 52 * tone, 47 * tone), keep * sprite.place(coverage, inner * linear, at), shows=EDGE)
     top = _top(cover, sprite.n, rays, rng)
     top[..., :3] *= float(np.clip(1 - rays.share * (tilt @ rays.sun), 0.5, 1.4))
     _lay(sprite, cover, top, linear, move - rays.view * (cover.lift + THICK), keep)
@@ -369,10 +386,13 @@ def _pixels(want: float) -> int:
     return next((size for size in SIZES if size >= want), SIZES[-1])
 
 
-def draw(image: np.ndarray, cover: Cover, camera: Camera, sun: np.ndarray, share: float) -> None:
+def draw(
+    image: np.ndarray, cover: Cover, camera: Camera, sun: np.ndarray, share: float, parts: np.ndarray | None = None
+) -> None:
     """Draw a cover into (H, W, 3) float32 albedo 0..255, in place.
 
     sun: (2,) horizontal direction towards the sun in the world, times the cotangent of its elevation.
+    parts: (H, W) uint8 indices of PARTS, on which the cover is noted too.
     """
     wide, high = np.ptp(outlines(cover, camera)[0], axis=0)
     size = int(1.05 * max(wide, 1.5 * high))  # px over the cover's diameter
@@ -380,13 +400,13 @@ def draw(image: np.ndarray, cover: Cover, camera: Camera, sun: np.ndarray, share
     span = 1.5 if cover.square else 1.04
     sprite = _Sprite(_pixels(size * span), span)
     DRAW[cover.label](sprite, cover, rays, rng)
-    _paste(image, sprite, cover, camera)
+    _paste(image, sprite, cover, camera, parts)
     if cover.label == LOSE:
         _lid_shadow(image, cover, camera, rays)
-        _paste(image, _loose_lid(size, cover, rays, rng), cover, camera)
+        _paste(image, _loose_lid(size, cover, rays, rng), cover, camera, parts)
 
 
-def _paste(image: np.ndarray, sprite: _Sprite, cover: Cover, camera: Camera) -> None:
+def _paste(image: np.ndarray, sprite: _Sprite, cover: Cover, camera: Camera, parts: np.ndarray | None) -> None:
     """Warp the sprite into its part of the image, sampled more finely where it shrinks."""
     h, w = camera.size
     half = sprite.span * cover.radius
@@ -408,3 +428,9 @@ def _paste(image: np.ndarray, sprite: _Sprite, cover: Cover, camera: Camera) -> 
     view = image[top:bottom, left:right]
     scale(view, 1 - cv2.extractChannel(part, 3).astype(np.float32) / 255)
     view += cv2.cvtColor(part, cv2.COLOR_RGBA2RGB)
+    if parts is not None:
+        seen, whole = parts[top:bottom, left:right], np.array([[1, 0, -left - 0.5], [0, 1, -top - 0.5], [0, 0, 1.0]])
+        noted = cv2.warpPerspective(
+            sprite.parts, whole @ camera.ground @ to_ground, seen.shape[::-1], flags=cv2.INTER_NEAREST
+        )
+        np.copyto(seen, noted, where=noted > 0)
