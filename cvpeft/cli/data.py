@@ -37,13 +37,14 @@ def _render(verbs: argparse._SubParsersAction) -> None:
     render.add_argument("--seed", type=int, default=0)
     render.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
     render.add_argument("--name", default="train", help="name of the json file")
+    render.add_argument("--parts", action="store_true", help="write what each pixel shows too: parts/*.png")
     render.add_argument("out", type=Path)
 
 
 def run_render(args: argparse.Namespace) -> int:
     from cvpeft.data.render import render_dataset
 
-    print(render_dataset(args.out, args.city, args.images, args.seed, tuple(args.size), args.name))
+    print(render_dataset(args.out, args.city, args.images, args.seed, tuple(args.size), args.name, parts=args.parts))
     return 0
 
 
