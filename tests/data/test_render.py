@@ -33,7 +33,6 @@ from cvpeft.data.render.scene import Plan, paint_street, plan
 from cvpeft.data.render.sprite import draw
 from cvpeft.errors import DataError, ResourceError
 
-PROVING_GROUNDS = ("yard", "range")  # made for training a base, not for looking like a town
 SMALL = (96, 128)
 FULL = (480, 640)
 
@@ -96,7 +95,7 @@ def test_cities_differ_by_far_more_than_chance() -> None:
 
 def test_mix_of_images_and_classes(plans: dict[str, list[Plan]]) -> None:
     for name, made in plans.items():
-        if name in PROVING_GROUNDS:
+        if name == "yard":  # made for training a base, not for looking like a town
             continue
         labels = np.array([cover.label for p in made for cover in p.covers])
         share = np.bincount(labels, minlength=len(CLASSES) + 1)[1:] / len(labels)
@@ -107,21 +106,10 @@ def test_mix_of_images_and_classes(plans: dict[str, list[Plan]]) -> None:
         assert max(len(p.covers) for p in made) <= 4, name
 
 
-@pytest.mark.parametrize("name", PROVING_GROUNDS)
-def test_a_proving_ground_shows_many_covers_of_all_classes(plans: dict[str, list[Plan]], name: str) -> None:
-    labels = np.array([cover.label for p in plans[name] for cover in p.covers])
-    assert len(labels) / len(plans[name]) > 3
-    assert (np.bincount(labels, minlength=len(CLASSES) + 1)[1:] / len(labels)).min() > 0.05
-
-
-def test_the_range_shows_covers_as_near_and_as_far_as_the_cities(plans: dict[str, list[Plan]]) -> None:
-    def sides(name: str) -> np.ndarray:
-        return np.percentile([box(c, p.camera)[2:].max() for p in plans[name] for c in p.covers], [5, 50, 95])
-
-    cities = np.stack([sides(name) for name in plans if name not in PROVING_GROUNDS])
-    low, _, high = sides("range")
-    assert low < 1.2 * np.median(cities[:, 0])
-    assert high > 0.85 * np.median(cities[:, 2])
+def test_the_yard_shows_many_covers_of_all_classes(plans: dict[str, list[Plan]]) -> None:
+    labels = np.array([cover.label for p in plans["yard"] for cover in p.covers])
+    assert len(labels) / len(plans["yard"]) > 3
+    assert (np.bincount(labels, minlength=len(CLASSES) + 1)[1:] / len(labels)).min() > 0.06
 
 
 def test_boxes_lie_inside_and_are_large_enough(plans: dict[str, list[Plan]]) -> None:

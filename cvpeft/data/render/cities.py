@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 __all__ = ["CITIES", "CLASSES", "City", "Rig"]
@@ -206,11 +206,4 @@ YARD = City(  # no town: a proving ground with covers of every make on every pav
     quality=(72, 92),
 )
 
-RANGE = replace(  # the yard as cars and walkers see it too, near and far; whole and broken lids, which are hard to tell
-    YARD,
-    name="range",
-    rigs=(Rig(0.7, (1.15, 2.6), (38, 78), 180, (0.75, 1.15)), Rig(0.3, (1.0, 2.6), (18, 42), 180, (0.65, 1.1))),
-    labels=(0.26, 0.26, 0.3, 0.07, 0.11),
-)
-
-CITIES: Mapping[str, City] = MappingProxyType({city.name: city for city in (A, B, C, D, YARD, RANGE)})
+CITIES: Mapping[str, City] = MappingProxyType({city.name: city for city in (A, B, C, D, YARD)})
