@@ -158,9 +158,7 @@ def train_on_crops(
     classifies the crop besides; otherwise `neck` stays as it is. What reads the maps is thrown away.
     """
     torch.manual_seed(settings.seed)
-    readers = _Readers(body, neck, int(crops.labels.max()) + 1, dense=crops.parts is not None)
-    if precision == "bf16":
-        depthwise_in_single(readers)
+    readers = _Readers(body, neck, int(crops.labels.max()) + 1, dense=crops.parts is not None, precision=precision)
     optimizer = _optimizer(readers, settings)
     train, test = (~crops.held_out).nonzero()[:, 0], crops.held_out.nonzero()[:, 0]
     steps = math.ceil(len(train) / settings.batch) * settings.epochs
@@ -172,7 +170,7 @@ def train_on_crops(
             for chosen in order.split(settings.batch):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * factor(step)
-                _step(readers, optimizer, crops, chosen, precision)
+                _step(readers, optimizer, crops, chosen)
                 step += 1
                 bar.update()
             accuracy = _accuracy(readers, crops, test)
@@ -182,31 +180,32 @@ def train_on_crops(
 
 def crop_step_seconds(body: Backbone, neck: nn.Module, batch: int, *, dense: bool, precision: str) -> float:
     """Seconds that a training step takes here, by three of them on noise after one to warm up; both are spoilt."""
-    readers = _Readers(body, neck, 2, dense=dense).train()
-    if precision == "bf16":
-        depthwise_in_single(readers)
+    readers = _Readers(body, neck, 2, dense=dense, precision=precision).train()
     optimizer, chosen = _optimizer(readers, CropSettings()), torch.arange(batch)
     pixels = torch.randint(0, 256, (batch, 3, STORED, STORED), dtype=torch.uint8)
     parts = torch.zeros(batch, STORED, STORED, dtype=torch.uint8) if dense else None
     noise = Crops(pixels, torch.zeros(batch).long(), torch.zeros(batch).bool(), parts)
-    _step(readers, optimizer, noise, chosen, precision)
+    _step(readers, optimizer, noise, chosen)
     started = time.perf_counter()
     for _ in range(3):
-        _step(readers, optimizer, noise, chosen, precision)
+        _step(readers, optimizer, noise, chosen)
     return (time.perf_counter() - started) / 3
 
 
 class _Readers(nn.Module):
-    """Backbone and pyramid with what reads their maps on crops."""
+    """Backbone and pyramid with what reads their maps on crops; precision: of a training step."""
 
-    def __init__(self, body: Backbone, neck: nn.Module, classes: int, *, dense: bool) -> None:
+    def __init__(self, body: Backbone, neck: nn.Module, classes: int, *, dense: bool, precision: str) -> None:
         super().__init__()
+        self.precision = precision
         self.body, self.neck = body, neck if dense else None
         self.of_maps = nn.ModuleList(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, classes)) for c in body.channels[-3:])
         if dense:
             width = int(neck.out_channels)  # type: ignore[arg-type]
             self.of_parts = nn.ModuleList(nn.Conv2d(width, len(PARTS), 1) for _ in range(2))
             self.of_finest = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, classes))
+        if precision == "bf16":
+            depthwise_in_single(self)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Scores (B, K), the most trusted last, and scores of parts (B, P, h, w) of the two finest levels."""
@@ -227,12 +226,13 @@ def _optimizer(readers: nn.Module, settings: CropSettings) -> torch.optim.AdamW:
     ], lr=settings.lr)  # fmt: skip
 
 
-def _step(readers: _Readers, optimizer: torch.optim.Optimizer, crops: Crops, chosen: Tensor, precision: str) -> None:
+def _step(readers: _Readers, optimizer: torch.optim.Optimizer, crops: Crops, chosen: Tensor) -> None:
     labels = crops.labels[chosen]
     x, shown = _varied(crops, chosen, readers.body)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=readers.precision == "bf16"):
         scores, of_levels = readers(x)
-    weights = _weights(len(readers.of_maps)) + [1.0] * (len(scores) - len(readers.of_maps))
+    maps = len(readers.of_maps)  # the deepest counts most
+    weights = [0.5 ** max(maps - i - 1, 0) for i in range(len(scores))]
     losses = [
         weight * F.cross_entropy(s.float(), labels, label_smoothing=0.05)
         for weight, s in zip(weights, scores, strict=True)
@@ -243,10 +243,6 @@ def _step(readers: _Readers, optimizer: torch.optim.Optimizer, crops: Crops, cho
     torch.stack(losses).sum().backward()
     nn.utils.clip_grad_norm_(readers.parameters(), 1.0)
     optimizer.step()
-
-
-def _weights(maps: int) -> list[float]:
-    return [0.5 ** (maps - i - 1) for i in range(maps)]  # the deepest map counts most
 
 
 def _parts_loss(scores: Tensor, shown: Tensor) -> Tensor:

@@ -72,7 +72,6 @@ def render_dataset(
     """Write out/images/*.jpg and the COCO file out/{name}.json, and return the latter's path.
 
     parts: write out/parts/*.png too, of each image what its pixels show: indices of PARTS, (h, w) uint8.
-
     size: (h, w) px; workers: processes, the number of cores when None, started for this set alone unless a `pool` of
     `renderers` is given. An image depends on renderer version, city, name, seed, index and size alone. A finished set
     with the same arguments is left as it is; a broken-off one is completed. DataError: an unknown city or a senseless

@@ -208,7 +208,10 @@ def paint(made: Plan, parts: np.ndarray | None = None) -> np.ndarray:
 
 
 def paint_street(made: Plan, *, with_covers: bool = True, parts: np.ndarray | None = None) -> np.ndarray:
-    """(H, W, 3) float32 light before the lens, 0..255 and more; without its covers everything else stays as it is."""
+    """(H, W, 3) float32 light before the lens, 0..255 and more; without its covers everything else stays as it is.
+
+    parts: as of `draw`.
+    """
     camera, light, city = made.camera, made.light, made.city
     rows = _ground_rows(camera)
     surface, slope = _surface(made, rows)
