@@ -201,6 +201,9 @@ class Train(Section):
     epochs: PositiveInt = 12
     batch: PositiveInt = 4
     accumulate: PositiveInt = Field(1, description="batches per optimizer step")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: AdamW that steps along orthogonalised momentum in matrices; for mode full"
+    )
     lr: LearningRates = LearningRates()
     weight_decay: NonNegative = Field(
         0.05, description="not applied to norms, biases, one-dimensional tensors, prompts, tokens and positions"

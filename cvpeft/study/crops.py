@@ -27,14 +27,18 @@ from cvpeft.data.render.formula import draw_formulas
 from cvpeft.detector.device import depthwise_in_single
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import decode
-from cvpeft.train.optim import warmup_cosine
+from cvpeft.train.muon import Muon
+from cvpeft.train.optim import param_groups, warmup_cosine
 
 __all__ = ["CropSettings", "Crops", "add_formulas", "crop_step_seconds", "cut_crops", "train_on_crops"]
 
 log = logging.getLogger(__name__)
 STORED = 128  # pixels of a stored crop's side; it shows twice the object's longer side
 SIDE = 64  # of a network input
-ZOOM = (0.5, 0.9)  # part of a stored crop that an input shows; the object's longer side is 0.5
+ZOOM = (
+    0.4,
+    0.9,
+)  # part of a stored crop that an input shows; the object's longer side is 0.5, so that near ones are cut
 FORMULAS = 100  # pictures of each class that a formula draws
 NEGATIVES = 2  # crops of bare ground per image
 HELD_OUT = 20  # every so manieth image is scored, not trained on
@@ -45,7 +49,7 @@ RARE = {"break": 3.0}  # a crack is a pixel wide
 
 @dataclass(frozen=True)
 class CropSettings:
-    """lr: of AdamW at its highest; batch: crops per step."""
+    """lr: of Muon at its highest; batch: crops per step."""
 
     epochs: int = 8
     batch: int = 64
@@ -218,12 +222,10 @@ class _Readers(nn.Module):
         return scores, [read(level) for read, level in zip(self.of_parts, (finest, finer), strict=True)]
 
 
-def _optimizer(readers: nn.Module, settings: CropSettings) -> torch.optim.AdamW:
-    parameters = list(readers.parameters())
-    return torch.optim.AdamW([
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ], lr=settings.lr)  # fmt: skip
+def _optimizer(readers: nn.Module, settings: CropSettings) -> Muon:
+    rate = {"all": settings.lr}
+    parameters = dict(readers.named_parameters())
+    return Muon(param_groups(parameters, lambda _: "all", rate, settings.weight_decay, orthogonal=True))
 
 
 def _step(readers: _Readers, optimizer: torch.optim.Optimizer, crops: Crops, chosen: Tensor) -> None:

@@ -17,6 +17,7 @@ from cvpeft.detector.device import pick_device, pick_precision
 from cvpeft.peft.adapter import Adapter, Dense, tensors, walk
 from cvpeft.peft.state import owned
 from cvpeft.study.measure import Measured, measure_training, without_weights
+from cvpeft.train.muon import is_matrix
 
 __all__ = ["Memory", "Part", "Summary", "summary"]
 
@@ -103,7 +104,7 @@ class Summary:
         rows = [
             ("weights, and originals of what is trained as a copy", m.weights),
             ("gradients", m.gradients),
-            ("AdamW moments", m.moments),
+            ("moments of the optimizer", m.moments),
             ("moving average", m.average),
         ]
         lines = [("training memory", "MiB"), *((name, f"{size / 2**20:.1f}") for name, size in rows)]
@@ -184,12 +185,14 @@ def _owners(model: nn.Module) -> dict[int, Adapter]:
 
 def _memory(model: nn.Module, train: schema.Train) -> Memory:
     mine = owned(model)
-    trained = sum(t.numel() for t in mine.values() if t.requires_grad)
+    trained = [t for t in mine.values() if t.requires_grad]
+    count, muon = sum(t.numel() for t in trained), train.optimizer == "muon"
+    moments = sum(t.numel() * (1 if muon and is_matrix(t) else 2) for t in trained)
     everything = {id(t): t for t in (*model.parameters(), *model.buffers())}
     weights = _bytes(everything.values())
     if train.frozen_dtype == "compute" and _precision(train) == "bf16":
         weights -= _halved(model, {id(t) for t in mine.values()})
-    return Memory(weights, 4 * trained, 8 * trained, _bytes(mine.values()))
+    return Memory(weights, 4 * count, 4 * moments, _bytes(mine.values()))
 
 
 def _precision(train: schema.Train) -> str:

@@ -37,6 +37,7 @@ from cvpeft.train.card import model_card
 from cvpeft.train.checkpoint import copy_folder
 from cvpeft.train.folder import data_digest, open_run, record
 from cvpeft.train.log import RunLog, log_to, peak_memory
+from cvpeft.train.muon import Muon
 from cvpeft.train.optim import EMA, param_groups, warmup_cosine
 from cvpeft.train.trainer import Trainer, resume, save
 
@@ -124,9 +125,11 @@ def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optim
     t = settings.train
     parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
     part = parts(model, settings.peft.mode)
-    rates, still = t.lr.model_dump(), undecayed(model)
-    groups = param_groups(parameters, part.__getitem__, rates, t.weight_decay, still, lr_factors(model))
-    return torch.optim.AdamW(groups)
+    rates, still, muon = t.lr.model_dump(), undecayed(model), t.optimizer == "muon"
+    groups = param_groups(
+        parameters, part.__getitem__, rates, t.weight_decay, still, lr_factors(model), orthogonal=muon
+    )
+    return Muon(groups) if muon else torch.optim.AdamW(groups)
 
 
 # The run

@@ -90,6 +90,13 @@ def test_memory_of_weights_gradients_and_moments(tmp_path: Path) -> None:
     assert 0.9 * 2 * wide.backbone < saved < 2 * wide.backbone  # all but norms and scales, at half the bytes
 
 
+def test_muon_holds_one_moment_of_a_matrix(tmp_path: Path) -> None:
+    adamw = summary(settings(tmp_path, "peft.mode=full"), measure=False).memory
+    muon = summary(settings(tmp_path, "peft.mode=full", "train.optimizer=muon"), measure=False).memory
+    assert 0.5 * adamw.moments < muon.moments < 0.6 * adamw.moments
+    assert (muon.weights, muon.gradients, muon.average) == (adamw.weights, adamw.gradients, adamw.average)
+
+
 def test_classes_come_from_the_config_the_json_or_nowhere(tmp_path: Path) -> None:
     assert summary(settings(tmp_path), measure=False).classes == ("good", "broke", "lose")
     named = summary(settings(tmp_path, "data.classes=[good, broke, lose, cracked]"), measure=False)

@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "adalora": {"peft": method("adalora", rank=3, target=1, every=1)},  # step 4 of 6 is the last that cuts
     "vpt": {"backbone": VIT, "peft": method("vpt", tokens=2, dropout=0.2), "train": {"ema": 0.0}},
     "full": {"peft": {"mode": "full", "methods": ()}, "backbone": {**SMALL, "drop_path": 0.2}},
+    "muon": {"peft": {"mode": "full", "methods": ()}, "backbone": SMALL, "train": {"optimizer": "muon"}},
     "frozen-bf16": {
         "peft": {"mode": "frozen", "methods": ()}, "train": {"precision": "bf16", "frozen_dtype": "compute"},
         "detector": {"head": "retinanet"},
@@ -78,6 +79,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], d
         ("adalora", 3),
         ("vpt", 4),
         ("full", 2),
+        ("muon", 3),
         ("frozen-bf16", 5),
     ],
 )
