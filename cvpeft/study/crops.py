@@ -27,18 +27,14 @@ from cvpeft.data.render.formula import draw_formulas
 from cvpeft.detector.device import depthwise_in_single
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import decode
-from cvpeft.train.muon import Muon
-from cvpeft.train.optim import param_groups, warmup_cosine
+from cvpeft.train.optim import OPTIMIZERS, param_groups, warmup_cosine
 
 __all__ = ["CropSettings", "Crops", "add_formulas", "crop_step_seconds", "cut_crops", "train_on_crops"]
 
 log = logging.getLogger(__name__)
 STORED = 128  # pixels of a stored crop's side; it shows twice the object's longer side
 SIDE = 64  # of a network input
-ZOOM = (
-    0.4,
-    0.9,
-)  # part of a stored crop that an input shows; the object's longer side is 0.5, so that near ones are cut
+ZOOM = (0.4, 0.9)  # part of a stored crop that an input shows; below 0.5, the longer side of its object, it cuts that
 FORMULAS = 100  # pictures of each class that a formula draws
 NEGATIVES = 2  # crops of bare ground per image
 HELD_OUT = 20  # every so manieth image is scored, not trained on
@@ -49,13 +45,14 @@ RARE = {"break": 3.0}  # a crack is a pixel wide
 
 @dataclass(frozen=True)
 class CropSettings:
-    """lr: of Muon at its highest; batch: crops per step."""
+    """lr: at its highest; batch: crops per step; optimizer: as train.optimizer."""
 
     epochs: int = 8
     batch: int = 64
     lr: float = 2e-3
     weight_decay: float = 0.05
     seed: int = 0
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)
@@ -182,13 +179,13 @@ def train_on_crops(
     return accuracy
 
 
-def crop_step_seconds(body: Backbone, neck: nn.Module, batch: int, *, dense: bool, precision: str) -> float:
+def crop_step_seconds(body: Backbone, neck: nn.Module, settings: CropSettings, *, dense: bool, precision: str) -> float:
     """Seconds that a training step takes here, by three of them on noise after one to warm up; both are spoilt."""
     readers = _Readers(body, neck, 2, dense=dense, precision=precision).train()
-    optimizer, chosen = _optimizer(readers, CropSettings()), torch.arange(batch)
-    pixels = torch.randint(0, 256, (batch, 3, STORED, STORED), dtype=torch.uint8)
-    parts = torch.zeros(batch, STORED, STORED, dtype=torch.uint8) if dense else None
-    noise = Crops(pixels, torch.zeros(batch).long(), torch.zeros(batch).bool(), parts)
+    optimizer, chosen = _optimizer(readers, settings), torch.arange(settings.batch)
+    pixels = torch.randint(0, 256, (settings.batch, 3, STORED, STORED), dtype=torch.uint8)
+    parts = torch.zeros(settings.batch, STORED, STORED, dtype=torch.uint8) if dense else None
+    noise = Crops(pixels, torch.zeros(settings.batch).long(), torch.zeros(settings.batch).bool(), parts)
     _step(readers, optimizer, noise, chosen)
     started = time.perf_counter()
     for _ in range(3):
@@ -222,10 +219,11 @@ class _Readers(nn.Module):
         return scores, [read(level) for read, level in zip(self.of_parts, (finest, finer), strict=True)]
 
 
-def _optimizer(readers: nn.Module, settings: CropSettings) -> Muon:
-    rate = {"all": settings.lr}
-    parameters = dict(readers.named_parameters())
-    return Muon(param_groups(parameters, lambda _: "all", rate, settings.weight_decay, orthogonal=True))
+def _optimizer(readers: nn.Module, settings: CropSettings) -> torch.optim.Optimizer:
+    parameters, rate = dict(readers.named_parameters()), {"all": settings.lr}
+    muon = settings.optimizer == "muon"
+    groups = param_groups(parameters, lambda _: "all", rate, settings.weight_decay, orthogonal=muon)
+    return OPTIMIZERS[settings.optimizer](groups)
 
 
 def _step(readers: _Readers, optimizer: torch.optim.Optimizer, crops: Crops, chosen: Tensor) -> None:

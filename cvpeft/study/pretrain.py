@@ -38,7 +38,9 @@ from cvpeft.train.folder import data_digest, is_finished, same_run
 
 __all__ = ["pretrain"]
 
-UNTOLD = {"formulas": "0", "crop_lr": "0.002", "parts": "False"}  # of a file that was made before these could be chosen
+UNTOLD = {  # of a file that was made before these could be chosen
+    "formulas": "0", "crop_lr": "0.002", "parts": "False", "optimizer": "adamw",
+}  # fmt: skip
 WORK = 0.8  # part of the time that the steps get; the rest goes to loading, saving and what else the machine does
 
 
@@ -84,9 +86,12 @@ def pretrain(
         "backbone": settings.backbone.name,
         "crop_data": digest,
         "parts": str(_has_parts(settings)),
+        "optimizer": settings.train.optimizer,
     }
     if not backbone.exists():
-        crop_settings = CropSettings(epochs=crop_epochs, lr=crop_lr, seed=settings.run.seed)
+        crop_settings = CropSettings(
+            epochs=crop_epochs, lr=crop_lr, seed=settings.run.seed, optimizer=settings.train.optimizer
+        )
         _train_backbone(settings, backbone, crop_settings, formulas, recipe)
     elif recipe.items() - (UNTOLD | _facts(backbone)).items():
         raise _other_recipe(backbone)
@@ -130,8 +135,9 @@ def _fitted(settings: schema.Settings, file: Path, crop_epochs: int, formulas: i
     images = open_splits(settings.data).train.images
     count = sum(len(image.boxes) for image in images) + NEGATIVES * len(images) + FORMULAS * formulas
     trunk, dense = _trunk(settings), _has_parts(settings)
-    step = crop_step_seconds(trunk.body, trunk.neck, CropSettings.batch, dense=dense, precision=_precision(settings))
-    crop_epoch = count / CropSettings.batch * step
+    crops = CropSettings(optimizer=settings.train.optimizer)
+    step = crop_step_seconds(trunk.body, trunk.neck, crops, dense=dense, precision=_precision(settings))
+    crop_epoch = count / crops.batch * step
     batch = settings.train.batch * settings.train.accumulate
     epoch = len(images) / batch * _detector_step_seconds(settings) * settings.train.accumulate
     whole = crop_epochs * crop_epoch + settings.train.epochs * epoch

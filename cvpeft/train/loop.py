@@ -37,8 +37,7 @@ from cvpeft.train.card import model_card
 from cvpeft.train.checkpoint import copy_folder
 from cvpeft.train.folder import data_digest, open_run, record
 from cvpeft.train.log import RunLog, log_to, peak_memory
-from cvpeft.train.muon import Muon
-from cvpeft.train.optim import EMA, param_groups, warmup_cosine
+from cvpeft.train.optim import EMA, OPTIMIZERS, param_groups, warmup_cosine
 from cvpeft.train.trainer import Trainer, resume, save
 
 __all__ = ["Interrupted", "train"]
@@ -129,7 +128,7 @@ def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optim
     groups = param_groups(
         parameters, part.__getitem__, rates, t.weight_decay, still, lr_factors(model), orthogonal=muon
     )
-    return Muon(groups) if muon else torch.optim.AdamW(groups)
+    return OPTIMIZERS[t.optimizer](groups)
 
 
 # The run

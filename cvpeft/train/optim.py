@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvpeft.train.muon import is_matrix
+from cvpeft.train.muon import Muon, is_matrix
 
-__all__ = ["EMA", "param_groups", "warmup_cosine"]
+__all__ = ["EMA", "OPTIMIZERS", "param_groups", "warmup_cosine"]
+
+OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]]
+OPTIMIZERS = MappingProxyType({"adamw": torch.optim.AdamW, "muon": Muon})  # by their names in train.optimizer
 
 
 def param_groups(

@@ -89,10 +89,11 @@ def test_a_square_of_any_size_and_place_gives_a_crop(place: tuple[float, float, 
     assert _cut(np.zeros((100, 60, 3), np.uint8), *place).shape == (STORED, STORED, 3)
 
 
-def test_a_backbone_learns_to_tell_crops_apart(crops: Crops) -> None:
+@pytest.mark.parametrize(("optimizer", "epochs"), [("adamw", 12), ("muon", 6)])
+def test_a_backbone_learns_to_tell_crops_apart(crops: Crops, optimizer: str, epochs: int) -> None:
     trained = body()
     before = {key: t.clone() for key, t in trained.state_dict().items()}
-    accuracy = train_on_crops(trained, NECK, crops, CropSettings(epochs=12, batch=16, lr=2e-3))
+    accuracy = train_on_crops(trained, NECK, crops, CropSettings(epochs=epochs, batch=16, lr=2e-3, optimizer=optimizer))
     assert accuracy >= 0.8
     assert any(not torch.equal(t, before[key]) for key, t in trained.state_dict().items())
 

@@ -96,12 +96,13 @@ def test_crops_may_be_left_out_and_the_grid_of_a_vit_is_told(tmp_path: Path) -> 
 
 def test_a_rendered_yard_teaches_parts_and_hands_its_pyramid_on(tmp_path: Path, caplog) -> None:
     render = {"city": "yard", "train": 3, "size": (128, 160), "parts": True}
-    file = config(tmp_path, data={"render": render, "train": (tmp_path / "yard" / "train.json",)})
+    data = {"render": render, "train": (tmp_path / "yard" / "train.json",)}
+    file = config(tmp_path, data=data, train={"epochs": 1, "optimizer": "muon"})
     with caplog.at_level("INFO"):
         pretrain(file, tmp_path / "a.safetensors", crop_epochs=1)
     assert "tensors of neck and head taken over" in caplog.text
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as made:
-        assert made.metadata()["parts"] == "True"
+        assert (made.metadata()["parts"], made.metadata()["optimizer"]) == ("True", "muon")
     crops = load_file(tmp_path / "runs" / "tiny_crops" / "backbone.safetensors")
     assert {key.split(".")[1] for key in crops} == {"body", "neck"}
 
@@ -126,6 +127,8 @@ def test_parts_of_another_recipe_are_not_mixed_in(made: Path) -> None:
         pretrain(folder / "pretrain.yaml", out, crop_epochs=2)
     with pytest.raises(ConfigError, match=r"tiny_crops.*made with other settings or data"):
         pretrain(folder / "pretrain.yaml", out, crop_epochs=1, crop_lr=1e-3)
+    with pytest.raises(ConfigError, match=r"tiny_crops.*made with other settings or data"):
+        pretrain(folder / "pretrain.yaml", out, crop_epochs=1, overrides=["train.optimizer=muon"])
     with pytest.raises(ConfigError, match=r"runs/tiny - it was made with other settings or data"):
         pretrain(folder / "pretrain.yaml", out, crop_epochs=1, overrides=["train.epochs=2"])
     assert not out.exists()
