@@ -72,11 +72,10 @@ class Muon(torch.optim.AdamW):
 def orthogonal(m: Tensor) -> Tensor:
     """Of (out, in) = U S V^T about U V^T: all singular values near 1, by Newton and Schulz in bf16."""
     a, b, c = NEWTON_SCHULZ
-    x = m.bfloat16()
-    if tall := x.shape[0] > x.shape[1]:
-        x = x.T
-    x = x / x.norm().clamp(min=1e-7)
+    tall = m.shape[0] > m.shape[1]
+    x = (m.T if tall else m) / m.norm().clamp(min=1e-7)
+    x = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
     for _ in range(TURNS):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(m.dtype)
