@@ -27,7 +27,7 @@ from cvpeft.data.render.formula import draw_formulas
 from cvpeft.detector.device import depthwise_in_single
 from cvpeft.errors import DataError
 from cvpeft.runtime.image import decode
-from cvpeft.train.optim import OPTIMIZERS, param_groups, warmup_cosine
+from cvpeft.train.optim import warmup_cosine, with_one_rate
 
 __all__ = ["CropSettings", "Crops", "add_formulas", "crop_step_seconds", "cut_crops", "train_on_crops"]
 
@@ -160,7 +160,7 @@ def train_on_crops(
     """
     torch.manual_seed(settings.seed)
     readers = _Readers(body, neck, int(crops.labels.max()) + 1, dense=crops.parts is not None, precision=precision)
-    optimizer = _optimizer(readers, settings)
+    optimizer = with_one_rate(settings.optimizer, readers, settings.lr, settings.weight_decay)
     train, test = (~crops.held_out).nonzero()[:, 0], crops.held_out.nonzero()[:, 0]
     steps = math.ceil(len(train) / settings.batch) * settings.epochs
     factor, accuracy, step = warmup_cosine(steps, 0.03), 0.0, 0
@@ -182,7 +182,8 @@ def train_on_crops(
 def crop_step_seconds(body: Backbone, neck: nn.Module, settings: CropSettings, *, dense: bool, precision: str) -> float:
     """Seconds that a training step takes here, by three of them on noise after one to warm up; both are spoilt."""
     readers = _Readers(body, neck, 2, dense=dense, precision=precision).train()
-    optimizer, chosen = _optimizer(readers, settings), torch.arange(settings.batch)
+    optimizer = with_one_rate(settings.optimizer, readers, settings.lr, settings.weight_decay)
+    chosen = torch.arange(settings.batch)
     pixels = torch.randint(0, 256, (settings.batch, 3, STORED, STORED), dtype=torch.uint8)
     parts = torch.zeros(settings.batch, STORED, STORED, dtype=torch.uint8) if dense else None
     noise = Crops(pixels, torch.zeros(settings.batch).long(), torch.zeros(settings.batch).bool(), parts)
@@ -217,13 +218,6 @@ class _Readers(nn.Module):
         finest, finer = list(self.neck(maps).values())[:2]
         scores.append(self.of_finest(torch.cat([finest.mean((2, 3)), finest.amax((2, 3))], 1)))
         return scores, [read(level) for read, level in zip(self.of_parts, (finest, finer), strict=True)]
-
-
-def _optimizer(readers: nn.Module, settings: CropSettings) -> torch.optim.Optimizer:
-    parameters, rate = dict(readers.named_parameters()), {"all": settings.lr}
-    muon = settings.optimizer == "muon"
-    groups = param_groups(parameters, lambda _: "all", rate, settings.weight_decay, orthogonal=muon)
-    return OPTIMIZERS[settings.optimizer](groups)
 
 
 def _step(readers: _Readers, optimizer: torch.optim.Optimizer, crops: Crops, chosen: Tensor) -> None:

@@ -35,6 +35,7 @@ from cvpeft.study.crops import (
 from cvpeft.study.job import read_settings, train_job
 from cvpeft.study.measure import without_weights
 from cvpeft.train.folder import data_digest, is_finished, same_run
+from cvpeft.train.optim import with_one_rate
 
 __all__ = ["pretrain"]
 
@@ -153,6 +154,7 @@ def _fitted(settings: schema.Settings, file: Path, crop_epochs: int, formulas: i
 def _detector_step_seconds(settings: schema.Settings) -> float:
     """Seconds of a training step on one batch of noise, by two of them after one to warm up."""
     model = build_detector(without_weights(settings), ("a",)).train()
+    optimizer = with_one_rate(settings.train.optimizer, model, settings.train.lr.backbone, settings.train.weight_decay)
     h, w = settings.data.size
     images = torch.randint(0, 256, (settings.train.batch, 3, h, w), dtype=torch.uint8)
     box = torch.tensor([[w / 4, h / 4, w / 2, h / 2]])
@@ -161,6 +163,8 @@ def _detector_step_seconds(settings: schema.Settings) -> float:
     for _ in range(3):
         started = time.perf_counter()
         torch.stack(list(model(images, targets).values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - started)
     return sum(times[1:]) / 2
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cvpeft.train.muon import Muon, is_matrix
 
-__all__ = ["EMA", "OPTIMIZERS", "param_groups", "warmup_cosine"]
+__all__ = ["EMA", "OPTIMIZERS", "param_groups", "warmup_cosine", "with_one_rate"]
 
 OPTIMIZERS: Mapping[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]]
 OPTIMIZERS = MappingProxyType({"adamw": torch.optim.AdamW, "muon": Muon})  # by their names in train.optimizer
@@ -49,6 +49,13 @@ def param_groups(
         }
         for (part, decayed, factor, turned), ps in groups.items()
     ]  # fmt: skip
+
+
+def with_one_rate(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """An optimizer of OPTIMIZERS for the whole model, with the same learning rate everywhere."""
+    parameters = dict(model.named_parameters())
+    groups = param_groups(parameters, lambda _: "all", {"all": lr}, weight_decay, orthogonal=name == "muon")
+    return OPTIMIZERS[name](groups)
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
