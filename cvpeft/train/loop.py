@@ -124,10 +124,8 @@ def _optimizer(model: nn.Module, settings: schema.Settings) -> torch.optim.Optim
     t = settings.train
     parameters = {key: p for key, p in owned(model).items() if isinstance(p, nn.Parameter)}
     part = parts(model, settings.peft.mode)
-    rates, still, muon = t.lr.model_dump(), undecayed(model), t.optimizer == "muon"
-    groups = param_groups(
-        parameters, part.__getitem__, rates, t.weight_decay, still, lr_factors(model), orthogonal=muon
-    )
+    rates, still = t.lr.model_dump(), undecayed(model)
+    groups = param_groups(parameters, part.__getitem__, rates, t.weight_decay, still, lr_factors(model))
     return OPTIMIZERS[t.optimizer](groups)
 
 

@@ -31,14 +31,19 @@ def is_matrix(p: Tensor) -> bool:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW for all groups but those with "orthogonal": True, which hold matrices (`is_matrix`).
+    """AdamW for all but matrices (`is_matrix`), for which each group is parted in two.
 
     Of a matrix M (out, in; kernels flattened) with gradient G, momentum B and rate r:
     B <- 0.95 B + G;  O <- U V^T of G + 0.95 B = U S V^T;  M <- (1 - r * decay) M - 0.2 r sqrt(max(out, in)) O.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__([{"orthogonal": False, **group} for group in groups])
+        super().__init__([
+            {**group, "params": params, "orthogonal": turned}
+            for group in groups
+            for turned in (False, True)
+            if (params := [p for p in group["params"] if is_matrix(p) is turned])
+        ])  # fmt: skip
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvpeft.train.muon import Muon, is_matrix
+from cvpeft.train.muon import Muon
 
 __all__ = ["EMA", "OPTIMIZERS", "param_groups", "warmup_cosine", "with_one_rate"]
 
@@ -26,36 +26,31 @@ def param_groups(
     weight_decay: float,
     undecayed: Set[str] = frozenset(),
     lr_factors: Mapping[str, float] = MappingProxyType({}),
-    *,
-    orthogonal: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer, one for each part, kind of step and factor of the rate, in the order of the parameters.
+    """Groups for an optimizer, one for each part, kind of decay and factor of the rate, in the order of the parameters.
 
     parameters: the trained tensors by canonical key. part_of: key -> name in `lr`.
     lr_factors: key -> what the rate of its part is multiplied by; 1 where it is not named.
     `full_lr` is the rate that a schedule scales, `part` the name of the group's part.
     Tensors of one dimension (norms, biases, scales) and those in `undecayed` are not decayed.
-    orthogonal: mark the groups of matrices for Muon, which has groups of its own for them.
     """
-    groups: dict[tuple[str, bool, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
     for key, p in parameters.items():
         decayed = p.ndim > 1 and key not in undecayed
-        kind = part_of(key), decayed, lr_factors.get(key, 1.0), orthogonal and is_matrix(p)
-        groups.setdefault(kind, []).append(p)
+        groups.setdefault((part_of(key), decayed, lr_factors.get(key, 1.0)), []).append(p)
     return [
         {
             "params": ps, "lr": lr[part] * factor, "full_lr": lr[part] * factor, "factor": factor,
-            "weight_decay": weight_decay * decayed, "part": part, "orthogonal": turned,
+            "weight_decay": weight_decay * decayed, "part": part,
         }
-        for (part, decayed, factor, turned), ps in groups.items()
+        for (part, decayed, factor), ps in groups.items()
     ]  # fmt: skip
 
 
 def with_one_rate(name: str, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """An optimizer of OPTIMIZERS for the whole model, with the same learning rate everywhere."""
     parameters = dict(model.named_parameters())
-    groups = param_groups(parameters, lambda _: "all", {"all": lr}, weight_decay, orthogonal=name == "muon")
-    return OPTIMIZERS[name](groups)
+    return OPTIMIZERS[name](param_groups(parameters, lambda _: "all", {"all": lr}, weight_decay))
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
